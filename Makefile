@@ -1,6 +1,6 @@
 # make demo    data, training, evaluation before and after, report: ten minutes on two cores
-# make evidence  the study of docs/results: every row, about seven hours on two cores; SCALE=gpu for a GPU,
-#                SCALE=large EVIDENCE_ARGS="--fairytaleqa DIR" for ten times the data
+# make evidence  the study of docs/results: every row, about seven hours on two cores; SCALE=large for ten times
+#                the data, SCALE=gpu for that on a GPU, both with EVIDENCE_ARGS="--fairytaleqa DIR"
 # make test    the CPU test suite                make check   format, lint, types, import contracts
 # make test-vllm   the same samples through real vLLM (CPU build) and its server
 # make test-newest  the CPU test suite on the newest versions that pyproject.toml allows, in an environment of its own

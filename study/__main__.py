@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @option("--report DIR", "folder of the report (docs/results, or below it)", type=FILE)
 @option("--cache FILE", "responses made before; 'none' generates all of them", type=FILE)
 @option("--longbench FILE", "LongBench's data.zip or rows: what fits of it is measured", type=FILE)
-@option("--fairytaleqa DIR", "a clone of github.com/uci-soe/FairytaleQAData, for SCALE large", type=FILE)
+@option("--fairytaleqa DIR", "a clone of github.com/uci-soe/FairytaleQAData, for SCALE large and gpu", type=FILE)
 @option("--tenth", "a trial at about a tenth of the size, with one seed, for nothing but that")
 @option("--list", "print the commands and stop", name="list_")
 def program(

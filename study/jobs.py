@@ -60,7 +60,9 @@ class Study:
     @property
     def command(self) -> str:
         """The command that runs the whole study."""
-        return f"make evidence SCALE={self.scale.name}" + (" EVIDENCE_ARGS=--tenth" if self.is_trial else "")
+        given = ["--fairytaleqa DIR"] * (self.scale.corpus is not None) + ["--tenth"] * self.is_trial
+        arguments = f" EVIDENCE_ARGS={shlex.quote(' '.join(given))}" if given else ""
+        return f"make evidence SCALE={self.scale.name}{arguments}"
 
     def documents(self, name: str) -> Path:
         """Return the file of the documents of a split."""

@@ -77,8 +77,8 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         f"# Does it work? The paper's comparisons on SmolLM2-135M-Instruct ({size})",
         *([_TRIAL] if study.is_trial else []),
         _written_by(study),
-        "What was decided before the runs is in [protocol.md](protocol.md). Numbers in brackets are 95 % intervals, "
-        "paired where they are differences, resampled by what samples share: "
+        f"What was decided before the runs is in [protocol.md]({_from(folder, study.scale.protocol)}). Numbers in "
+        "brackets are 95 % intervals, paired where they are differences, resampled by what samples share: "
         f"{questions.num_samples} held-out questions of {questions.num_clusters} documents, {pairs.num_samples} pairs "
         f"of {pairs.num_clusters}, {prompts.num_clusters} needle prompts; perplexity is of {books.num_clusters} "
         f"documents. ± is the standard deviation over {len(study.scale.seeds)} seeds of training. A row trained with "
@@ -115,6 +115,11 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         "\n\n".join(_commands(title, found) for title, found in _phases(study, outcomes.rates)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _from(folder: Path, path: Path) -> str:
+    """Return a path as a link in a page of ``folder``."""
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _settings(outcomes: Outcomes, ablations: Sequence[Row]) -> list[str]:

@@ -1,9 +1,9 @@
-"""The scales of the study: the same rows at a size for a CPU or for a GPU."""
+"""The scales of the study: the first, ten times its data, and that at the size of a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +66,11 @@ class Scale:
         """The folder of the report."""
         return Path("docs") / "results" / ("" if self.name == "cpu" else self.name)
 
+    @property
+    def protocol(self) -> Path:
+        """What was decided before the runs."""
+        return Path("docs") / "results" / ("" if self.corpus is None else "large") / "protocol.md"
+
 
 _NEEDLES = ("niah.lengths=[512]", "niah.num_samples=1")
 _FEW = {
@@ -89,25 +94,6 @@ CPU = Scale(
     tenth=_FEW,
 )
 
-GPU = Scale(
-    name="gpu",
-    workers=1,
-    rates=(1e-4, 3e-4, 1e-3, 3e-3),
-    seeds=(0, 1, 2),
-    validation_questions=16,
-    heldout_questions=9,
-    curve_task="niah",
-    curve=("niah.lengths=[4096]", "niah.num_samples=10"),
-    longbench_window=8192,
-    tenth={
-        "logodata": (*_FEW["logodata"], "source.join_tokens=8192", "chunking.chunk_tokens=51", *_ON_A_CPU),
-        "logotrain": (*_FEW["logotrain"], "samples_per_step=2", "dtype=float32"),
-        "logoeval qa": (*_FEW["logoeval qa"], *_ON_A_CPU),
-        "logoeval run": (*_FEW["logoeval run"], "ppl.lengths=[512,1024,2048,4096]", *_ON_A_CPU),
-        "logoeval niah": (*_FEW["logoeval niah"], *_ON_A_CPU),
-    },
-)
-
 LARGE = Scale(
     name="large",
     workers=2,
@@ -124,6 +110,20 @@ LARGE = Scale(
     rows=LARGE_ROWS,
     curves=(SFT, LOGO),
     corpus="fairytaleqa",
+)
+
+GPU = replace(
+    LARGE,
+    name="gpu",
+    workers=1,
+    longbench_window=8192,
+    tenth={
+        "logodata": (*_FEW["logodata"], "source.join_tokens=8192", "chunking.chunk_tokens=51", *_ON_A_CPU),
+        "logotrain": (*_FEW["logotrain"], "samples_per_step=2", "dtype=float32"),
+        "logoeval qa": (*_FEW["logoeval qa"], *_ON_A_CPU),
+        "logoeval run": (*_FEW["logoeval run"], "ppl.lengths=[512,1024,2048,4096]", *_ON_A_CPU),
+        "logoeval niah": (*_FEW["logoeval niah"], *_ON_A_CPU),
+    },
 )
 
 SCALES = {scale.name: scale for scale in (CPU, GPU, LARGE)}

@@ -194,6 +194,14 @@ def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = F
     return config
 
 
+def _emulated(dtype: DType | None) -> bool:
+    """Return whether the CPU has no instructions to multiply matrices in a half precision (on x86: AMX)."""
+    import torch
+
+    instructions = {"bfloat16": "amx_bf16", "float16": "amx_fp16"}.get(dtype or "")
+    return instructions is not None and not torch.cpu.get_capabilities().get(instructions, False)
+
+
 def load_model(
     name: str,
     *,
@@ -227,8 +235,10 @@ def load_model(
 
     quiet_transformers()
     _check_device(device)
-    if dtype not in ("float32", None) and device == "cpu" and not torch.cuda.is_available():
-        note(f"warning: {dtype} on a CPU may take minutes where float32 takes seconds (dtype, engine.dtype, --dtype)")
+    if device == "cpu" and not torch.cuda.is_available() and _emulated(dtype):
+        note(
+            f"warning: {dtype} may take minutes on this CPU where float32 takes seconds (dtype, engine.dtype, --dtype)"
+        )
     config = config or load_config(name, adapter=adapter)
     if adapter is not None:
         check_adapter_shapes(skeleton(config, name), adapter)

@@ -238,14 +238,16 @@ def test_a_run_keeps_the_dtype_that_it_began_with(
     assert _settled(recipe, out, World()).dtype == "bfloat16"
 
 
-def test_bfloat16_that_was_asked_for_on_a_cpu_is_a_warning(
-    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_bfloat16_that_was_asked_for_on_a_cpu_that_emulates_it_is_a_warning(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["run", str(recipe_file), "max_steps=1", "collapse.num_prompts=0"]
-    assert main([*words, "-o", str(tmp_path / "narrow"), "dtype=bfloat16"]) == 0
-    assert "warning: bfloat16 on a CPU may take minutes" in capsys.readouterr().err
+    words, warning = ["run", str(recipe_file), "max_steps=1", "collapse.num_prompts=0"], "may take minutes on this CPU"
+    for can in (False, True):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda can=can: {"amx_bf16": can})
+        assert main([*words, "-o", str(tmp_path / f"narrow-{can}"), "dtype=bfloat16"]) == 0
+        assert (f"warning: bfloat16 {warning}" in capsys.readouterr().err) == (not can)
     assert main([*words, "-o", str(tmp_path / "wide")]) == 0
-    assert "may take minutes" not in capsys.readouterr().err
+    assert warning not in capsys.readouterr().err
 
 
 def test_a_training_ends_with_what_came_of_it_and_what_to_type_next(
