@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
+from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, draw_sizes, percentile_interval
 from logodata.common.resampling import Array as Array
 from logoeval.records import Metric, SampleRow, SummaryRow
 
 _SEED = 20_241_018
-_BLOCK_ELEMENTS = 4_000_000  # number of draws in memory at a time, 32 MB of int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +119,9 @@ def _weight(group: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> floa
 
 def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
     """Draw as many clusters as there are, NUM_RESAMPLES times, and return the means [NUM_RESAMPLES, K]."""
-    num_clusters = len(counts)
-    block = max(1, _BLOCK_ELEMENTS // num_clusters)
-    blocks = []
-    for start in range(0, NUM_RESAMPLES, block):
-        draws = rng.integers(num_clusters, size=(min(block, NUM_RESAMPLES - start), num_clusters))
+    num_clusters, blocks = len(counts), []
+    for size in draw_sizes(num_clusters):
+        draws = rng.integers(num_clusters, size=(size, num_clusters))
         blocks.append(np.stack([row[draws].sum(1) for row in sums], axis=1) / counts[draws].sum(1, keepdims=True))
     return np.concatenate(blocks)
 

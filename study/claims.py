@@ -53,27 +53,40 @@ class Finding:
 
 _SAME_PPL = 0.5  # points of perplexity at 4,096 tokens, which is 2 % of about 20
 
-CLAIMS = (
+# What both studies ask.
+_ANSWERS = (
     Claim("LOGO improves answers on long contexts over the model as it was (Table 1)", LOGO, BASE, F1, +1),
     Claim("... over instruct tuning on the response (Table 1)", LOGO, SFT, F1, +1),
     Claim("... over instruct tuning on prompt and response (Table 1)", LOGO, "sft-full", F1, +1),
-    Claim("... over training under RandPOS positions (Table 1)", LOGO, "randpos", F1, +1),
-    Claim("... over scaling positions without training (Table 1)", LOGO, "yarn", F1, +1),
-    Claim("Several dis-preferred responses are better than one: LOGO (M=2) over SimPO (M=1)", LOGO, "simpo", F1, +1),
-    Claim("Three dis-preferred responses are better than two (Figure 6)", "logo-m3", LOGO, F1, +1),
-    Claim("LOGO finds more needles than the model as it was (Figures 1, 3)", LOGO, BASE, RECALL, +1),
-    Claim("... than instruct tuning on the response (Figure 7)", LOGO, SFT, RECALL, +1),
-    Claim(
-        "LOGO keeps language modelling: perplexity rises by less than 0.5 (Figure 4)",
-        LOGO,
-        BASE,
-        PERPLEXITY,
-        -1,
-        _SAME_PPL,
-    ),
-    Claim("A larger λ lowers perplexity: λ=1 against λ=0 (Figure 6)", "logo-lambda1", "logo-lambda0", PERPLEXITY, -1),
+)
+_SEVERAL = Claim(
+    "Several dis-preferred responses are better than one: LOGO (M=2) over SimPO (M=1)", LOGO, "simpo", F1, +1
+)
+_NEEDLES = Claim("LOGO finds more needles than the model as it was (Figures 1, 3)", LOGO, BASE, RECALL, +1)
+_PERPLEXITY = Claim(
+    "LOGO keeps language modelling: perplexity rises by less than 0.5 (Figure 4)",
+    LOGO,
+    BASE,
+    PERPLEXITY,
+    -1,
+    _SAME_PPL,
+)
+_MARGINS = (
     Claim("LOGO parts preferred from dis-preferred answers: the margin rises (Figure 6)", LOGO, BASE, MARGIN, +1),
     Claim("... further than instruct tuning on the response does", LOGO, SFT, MARGIN, +1),
+)
+
+CLAIMS = (
+    *_ANSWERS,
+    Claim("... over training under RandPOS positions (Table 1)", LOGO, "randpos", F1, +1),
+    Claim("... over scaling positions without training (Table 1)", LOGO, "yarn", F1, +1),
+    _SEVERAL,
+    Claim("Three dis-preferred responses are better than two (Figure 6)", "logo-m3", LOGO, F1, +1),
+    _NEEDLES,
+    Claim("... than instruct tuning on the response (Figure 7)", LOGO, SFT, RECALL, +1),
+    _PERPLEXITY,
+    Claim("A larger λ lowers perplexity: λ=1 against λ=0 (Figure 6)", "logo-lambda1", "logo-lambda0", PERPLEXITY, -1),
+    *_MARGINS,
     Claim(
         "LOGO leaves fewer answers that do not follow the instruction (Figure 9)",
         LOGO,
@@ -100,28 +113,18 @@ TOGETHER = tuple(replace(claim, measure=BOTH_F1) for claim in REPLICATED)
 """The claims of :data:`REPLICATED` over both sets of questions, as a summary. Both sets had been seen by then."""
 
 LARGE_CLAIMS = (
-    Claim("LOGO improves answers on long contexts over the model as it was (Table 1)", LOGO, BASE, F1, +1),
-    Claim("... over instruct tuning on the response (Table 1)", LOGO, SFT, F1, +1),
-    Claim("... over instruct tuning on prompt and response (Table 1)", LOGO, "sft-full", F1, +1),
-    Claim("Several dis-preferred responses are better than one: LOGO (M=2) over SimPO (M=1)", LOGO, "simpo", F1, +1),
+    *_ANSWERS,
+    _SEVERAL,
     Claim("LOGO over DPO (M=1)", LOGO, "dpo", F1, +1),
     Claim("Two epochs of LOGO over one", LOGO_LONG, LOGO, F1, +1),
     Claim("λ=0.5 over λ=0.1", "logo-lambda0.5", LOGO, F1, +1),
     Claim("SoLoPO over LOGO, the loss that it wraps", "solopo", LOGO, F1, +1),
     Claim("Ours: λ=0.5, two epochs and questions of several kinds over LOGO", OURS, LOGO, F1, +1),
     Claim("... over instruct tuning on the response", OURS, SFT, F1, +1),
-    Claim("LOGO finds more needles than the model as it was (Figures 1, 3)", LOGO, BASE, RECALL, +1),
+    _NEEDLES,
     Claim("Questions of several kinds keep needles: ours over LOGO", OURS, LOGO, RECALL, +1),
-    Claim(
-        "LOGO keeps language modelling: perplexity rises by less than 0.5 (Figure 4)",
-        LOGO,
-        BASE,
-        PERPLEXITY,
-        -1,
-        _SAME_PPL,
-    ),
-    Claim("LOGO parts preferred from dis-preferred answers: the margin rises (Figure 6)", LOGO, BASE, MARGIN, +1),
-    Claim("... further than instruct tuning on the response does", LOGO, SFT, MARGIN, +1),
+    _PERPLEXITY,
+    *_MARGINS,
 )
 """The claims of the large scale."""
 

@@ -69,20 +69,21 @@ def perplexity(length: int) -> Measure:
     return Measure("ppl", f"ppl@{length}", f"perplexity at {length:,}", "perplexity", -1)
 
 
-PERPLEXITY = perplexity(4096)
+def outcome_measure(outcome: Outcome) -> Measure:
+    """Return the measure of the share of held-out answers with one outcome."""
+    return Measure("qa", f"outcome:{outcome}", f"{OUTCOMES[outcome]}, %", "share", +1 if outcome == "right" else -1)
 
-MEASURES = (F1, WORDS, ENDED, TOKENS, RECALL, PERPLEXITY, MARGIN, CHOSEN)
+
+PERPLEXITY = perplexity(4096)
+RIGHT = outcome_measure("right")
+
+MEASURES = (F1, RIGHT, WORDS, ENDED, TOKENS, RECALL, PERPLEXITY, MARGIN, CHOSEN)
 """The columns of the tables."""
 
 FRESH_F1 = replace(F1, label="fresh answer F1, %", questions="fresh")
 BOTH_F1 = replace(F1, label="answer F1 of both, %", questions="both")
 FRESH_MEASURES = (FRESH_F1, *(replace(measure, questions="fresh") for measure in (WORDS, ENDED, TOKENS)))
 """The columns of the table of fresh questions."""
-
-
-def outcome_measure(outcome: Outcome) -> Measure:
-    """Return the measure of the share of held-out answers with one outcome."""
-    return Measure("qa", f"outcome:{outcome}", f"{OUTCOMES[outcome]}, %", "share", +1 if outcome == "right" else -1)
 
 
 def chosen_rates(study: Study) -> dict[str, float]:

@@ -132,7 +132,7 @@ class QuestionPreparer:
 
     def __init__(self, recipe: BuildRecipe, tokenizer: PreTrainedTokenizerBase, window: int) -> None:
         self._recipe, self.tokenizer, self.window = recipe, tokenizer, window
-        graded = recipe.generation.preferred == "best_versus_worst"
+        graded = recipe.generation.grades_answers
         self.answer_format = PromptFormat(tokenizer, OPEN_ANSWER_TEMPLATE if graded else ANSWER_TEMPLATE)
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
@@ -210,7 +210,7 @@ class QuestionPreparer:
         if (excess := longest + new - self.window) > 0:
             detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self.window}"
             return UnusableQuestion(pool, document, question, "prompt_exceeds_window", detail, excess)
-        graded = generation.num_candidates if generation.preferred == "best_versus_worst" else 0
+        graded = generation.num_candidates if generation.grades_answers else 0
         tries = recipe.solve.tries if recipe.solve else 0
         # Sampled answers have numbers, and a greedy one has none. Those that are graded, and those that are counted,
         # are the same as far as both go.

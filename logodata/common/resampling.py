@@ -8,7 +8,7 @@ this is the plain bootstrap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +30,22 @@ def cluster_sums(values: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
     return sums, np.bincount(columns, minlength=len(index)).astype(np.float64)
 
 
+def draw_sizes(num_clusters: int) -> Iterator[int]:
+    """Yield how many draws of ``num_clusters`` clusters to hold in memory at a time; together NUM_RESAMPLES."""
+    block = max(1, _BLOCK_ELEMENTS // num_clusters)
+    for start in range(0, NUM_RESAMPLES, block):
+        yield min(block, NUM_RESAMPLES - start)
+
+
 def mean_interval(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float] | None:
     """Return the 95 % interval of a mean, or None if there are less than two clusters. The seed is fixed."""
     [sums], counts = cluster_sums(np.array([values], dtype=np.float64), clusters)
     number = len(counts)
     if number < 2:
         return None
-    rng, block, means = np.random.default_rng(0), max(1, _BLOCK_ELEMENTS // number), []
-    for start in range(0, NUM_RESAMPLES, block):
-        draws = rng.multinomial(number, [1 / number] * number, size=min(block, NUM_RESAMPLES - start))
+    rng, means = np.random.default_rng(0), []
+    for size in draw_sizes(number):
+        draws = rng.multinomial(number, [1 / number] * number, size=size)
         means.append((draws @ sums) / (draws @ counts))
     return percentile_interval(np.concatenate(means), [number])
 

@@ -72,7 +72,7 @@ def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
         "training": "the model's greedy answer from the whole context. This departs from the paper",
         "critical_wrong": "the first wrong one of the same answers. This departs from the paper",
     }[generation.rejected]
-    if generation.preferred == "best_versus_worst":
+    if generation.grades_answers:
         others = "the worst one of the same answers"
     if recipe.adapter is not None and generation.rejected_by == "base":
         others += ". Here the model answers without its adapter"

@@ -71,16 +71,21 @@ class GenerationSettings(RecipeModel):
             raise ValueError("best_of_n of one is preferred='model': set num_candidates to 2 or more")
         if self.rejected == "critical_wrong" and self.preferred != "best_of_n":
             raise ValueError("rejected='critical_wrong' takes a wrong candidate of preferred='best_of_n'")
-        if self.rejected != "contexts" and self.preferred == "best_versus_worst":
+        if self.rejected != "contexts" and self.grades_answers:
             raise ValueError(f"rejected={self.rejected!r} has no meaning for preferred='best_versus_worst'")
-        if self.rejected_by == "base" and (self.rejected == "critical_wrong" or self.preferred == "best_versus_worst"):
+        if self.rejected_by == "base" and (self.rejected == "critical_wrong" or self.grades_answers):
             raise ValueError("rejected_by='base': the dis-preferred response is one of the same answers")
         return self
 
     @property
+    def grades_answers(self) -> bool:
+        """Whether both responses of a pair are answers to one prompt, the best and the worst by a judge's grades."""
+        return self.preferred == "best_versus_worst"
+
+    @property
     def compares_contexts(self) -> bool:
         """Whether there is a dis-preferred response for the irrelevant chunks and for each mix; else there is one."""
-        return self.rejected == "contexts" and self.preferred != "best_versus_worst"
+        return self.rejected == "contexts" and not self.grades_answers
 
 
 class SolveSettings(RecipeModel):
@@ -151,13 +156,12 @@ class BuildRecipe(AdaptedModelSettings):
     @model_validator(mode="after")
     def _grades_choose(self) -> Self:
         grades, generation = self.judge.grades, self.generation
-        grading = generation.preferred == "best_versus_worst"
-        if grading and grades is None:
+        if generation.grades_answers and grades is None:
             raise ValueError(
                 "generation.preferred=best_versus_worst needs a judge that grades: set judge.grades.name=MODEL, or "
                 "judge.grades={} for the build's own model"
             )
-        if grades is not None and not grading:
+        if grades is not None and not generation.grades_answers:
             raise ValueError("judge.grades has a meaning for generation.preferred=best_versus_worst only")
         if grades is not None and generation.num_candidates < grades.least_graded:
             raise ValueError(
@@ -195,7 +199,7 @@ class BuildRecipe(AdaptedModelSettings):
     @property
     def needs_references(self) -> bool:
         """Whether a question without a reference answer is of no use."""
-        graded = self.generation.preferred == "best_versus_worst"
+        graded = self.generation.grades_answers
         return not graded or self.solve is not None or self.evaluator.query == "question_and_answer"
 
 
