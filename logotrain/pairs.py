@@ -37,7 +37,7 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
 
     Raises:
         UserError: see :func:`logodata.pairs.importing.import_pairs` and
-            :func:`logotrain.data.checked_target_length`; or the pairs are others than those of the folder.
+            :func:`logotrain.data.loading.checked_target_length`; or the pairs are others than those of the folder.
     """
     for field, path in _paths(recipe):
         if are_pairs(str(path)):
@@ -50,7 +50,7 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
             from logodata.models.loading import load_config
             from logodata.pairs.importing import import_pairs
             from logodata.pairs.settings import ImportRecipe
-            from logotrain.data import checked_target_length
+            from logotrain.data.loading import checked_target_length
             from logotrain.model.rope import scaled_config
 
             window = checked_target_length(recipe, scaled_config(load_config(recipe.model), recipe.rope))

@@ -24,7 +24,7 @@ from logotrain.recipe.settings import TrainRecipe, ValidationSettings, uses_shor
 from logotrain.validation import VALIDATION_FILE, ValidationRecord, best_record, read_validation
 
 if TYPE_CHECKING:
-    from logotrain.data import TrainingData
+    from logotrain.data.training_data import TrainingData
     from logotrain.parallel import World
 
 RECIPE_FILE = "recipe.resolved.json"
@@ -78,7 +78,7 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
             return final
 
         quiet_transformers()  # before PEFT is imported
-        from logotrain.data import load_data
+        from logotrain.data.loading import load_data
 
         data = load_data(imported(recipe, out))
         world.on_main(lambda: _bind_inputs(recipe, data, out))

@@ -17,7 +17,7 @@ from logodata.dataset.log_probs import FAR_BEHIND
 from logodata.models.loading import load_config
 from logotrain.checkpoints.export import export
 from logotrain.checkpoints.saving import CheckpointWriter, restore, restore_step
-from logotrain.data import TrainingData
+from logotrain.data.training_data import TrainingData
 from logotrain.guards import RepetitionGuard, check_chosen, no_gradient_lost
 from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
 from logotrain.loss.reference import ReferenceLogprobs

@@ -16,7 +16,8 @@ from logodata.contract import ContextChunk, PreferenceSample, Response
 from logodata.models.loading import load_config
 from logodata.models.text_config import config_window
 from logodata.recipe.settings import GenerationSettings
-from logotrain.data import TrainingData, checked_target_length, load_data
+from logotrain.data.loading import checked_target_length, load_data
+from logotrain.data.training_data import TrainingData
 from logotrain.model.rope import scaled_config
 from logotrain.recipe.settings import RopeSettings, TrainRecipe, uses_short_prompt
 from logotrain.rows.collate import short_prompt

@@ -11,7 +11,7 @@ from logodata.common.console import stderr
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logodata.dataset.samples import read_samples, write_samples
-from logotrain.data import load_data
+from logotrain.data.loading import load_data
 from logotrain.recipe.settings import TrainRecipe
 
 Samples = Callable[..., PreferenceSample]

@@ -21,7 +21,7 @@ from logodata.contract import IMPORT_SCHEMA_VERSION, ImportManifest, PreferenceS
 from logodata.models.facts import tokenizer_fingerprint
 from logotrain import steps
 from logotrain.cli import main
-from logotrain.data import load_data
+from logotrain.data.loading import load_data
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.run import run

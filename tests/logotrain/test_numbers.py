@@ -21,7 +21,7 @@ from logodata.contract import PreferenceSample
 from logodata.models import logprobs
 from logotrain import guards, steps, trainer
 from logotrain.cli import main
-from logotrain.data import load_data
+from logotrain.data.loading import load_data
 from logotrain.loss.logprobs import SampleLogprobs
 from logotrain.loss.objective import logo
 from logotrain.recipe.settings import LogoSettings, PositionSettings, TrainRecipe

@@ -39,7 +39,7 @@ from logodata.common.errors import UserError
 from logodata.models.loading import load_config
 from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.cli import main
-from logotrain.data import load_data
+from logotrain.data.loading import load_data
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import noise_settings
 from logotrain.model.rope import scaled_config

@@ -20,7 +20,7 @@ from logodata.models.loading import load_config
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat
 from logotrain import steps
 from logotrain.attention.shared_prefix import use_shared_prefix
-from logotrain.data import load_data
+from logotrain.data.loading import load_data
 from logotrain.guards import check_chosen
 from logotrain.interrupt import Stopped
 from logotrain.loss.logprobs import LogprobModel, split_logprobs

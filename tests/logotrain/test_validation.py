@@ -18,7 +18,7 @@ from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logodata.dataset.samples import read_samples
 from logotrain import steps, trainer
-from logotrain.data import load_data
+from logotrain.data.loading import load_data
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
 from tests.data_sets import TIMES

@@ -1,0 +1,1 @@
+"""The samples of a run: read, chosen, and checked before any weights are loaded."""
