@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, draw_sizes, percentile_interval
 from logodata.common.resampling import Array as Array
+from logodata.common.resampling import cluster_sums, draw_sizes, percentile_interval
 from logoeval.records import Metric, SampleRow, SummaryRow
 
 _SEED = 20_241_018
@@ -90,7 +90,7 @@ def _estimate(
     members: dict[tuple[str, ...], list[int]] = {}
     for number, group in enumerate([()] * len(clusters) if groups is None else groups):
         members.setdefault(group, []).append(number)
-    means, point = np.zeros((NUM_RESAMPLES, len(values))), np.zeros(len(values))
+    means, point = np.zeros((1, len(values))), np.zeros(len(values))
     num_clusters: list[int] = []
     variances: list[float] = []  # of what each group adds; only their ratios count
     for number, (group, columns) in enumerate(members.items()):
@@ -99,7 +99,7 @@ def _estimate(
         # Groups of equal size must not share draws, because their errors are independent.
         rng = np.random.default_rng(seed if groups is None else [seed, number])
         added = weight * _means(sums, counts, rng)
-        means += added
+        means = means + added
         point += weight * sums.sum(1) / counts.sum()
         num_clusters.append(len(counts))
         variances.append(1.0 if groups is None else float(of_rows(added).var()))

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from logodata.common import resampling
 from logodata.common.errors import UserError
-from logoeval import intervals
 from logoeval.cli import main
 from logoeval.compare.compare import Comparison, Row, compare
 from logoeval.records import Results, read_results, write_results
@@ -31,7 +31,7 @@ SIX = ["base", "yarn", "sft-full", "sft-partial", "logo-lambda-0", "logo"]
 @pytest.fixture(scope="module", autouse=True)
 def _few_resamples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intervals, "NUM_RESAMPLES", 100)
+        patch.setattr(resampling, "NUM_RESAMPLES", 100)
         yield
 
 
