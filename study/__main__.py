@@ -89,7 +89,7 @@ def program(
             note(f"== {title}: {sum(map(len, chains))} jobs")
             run_jobs(chains, scale.workers, study.folder, journal)
 
-        run("1/4 data", [[job] for job in study.first_builds()])
+        run("1/4 data, and the model as it was", study.beginning())
         others = [[job] for job in study.later_builds()]
         run("2/4 other data of the same documents; learning rates", [*others, *study.tuning()])
         rates = chosen_rates(study)

@@ -94,23 +94,31 @@ class Study:
 
     def first_builds(self) -> list[Job]:
         """Return the first builds, whose responses the later builds reuse."""
+        # Where pairs are made of few of the held-out questions, the others need no preferred response of the model.
+        unjudged = _QUESTIONS_ONLY if self.scale.pair_questions else ("judge.enabled=false",)
         return [
             self._build("train", "train"),
-            self._build("heldout", "heldout", self._asked(self.scale.heldout_questions), "judge.enabled=false"),
-            self._build(
-                "validation", "validation", self._asked(self.scale.validation_questions), "judge.enabled=false"
-            ),
+            self._build("heldout", "heldout", self._asked(self.scale.heldout_questions), *unjudged),
+            self._build("validation", "validation", self._asked(self.scale.validation_questions), *unjudged),
         ]
+
+    def beginning(self) -> list[list[Job]]:
+        """Return chains of jobs: the build of the training data, and beside it all that needs none of them."""
+        train, *asked = self.first_builds()
+        first, base = self.scale.seeds[0], self.scale.row(BASE)
+        others = [job for job in self.later_builds() if job not in self._training_data.values()]
+        return [[train], [*asked, *others, self._validate(base, first, None), *self._row(base, first, None)]]
 
     def later_builds(self) -> list[Job]:
         """Return the builds from the same documents with other settings, and the fresh questions."""
+        pair_questions = self.scale.pair_questions or self.scale.heldout_questions
         return [
             *(
                 self._training_data[name]
                 for name in dict.fromkeys(one.data for one in self.scale.rows)
                 if name != "train"
             ),
-            self._build("heldout-pairs", "heldout", self._asked(self.scale.heldout_questions), responses="heldout"),
+            self._build("heldout-pairs", "heldout", self._asked(pair_questions), responses="heldout"),
             *([self._build("fresh", "fresh", *_QUESTIONS_ONLY)] if self.has_fresh_questions else []),
         ]
 
@@ -217,13 +225,15 @@ class Study:
         for seed in self.scale.seeds:
             for one in self.scale.rows:
                 if seed in self.seeds(one):
-                    rate = self.rate(one, rates)
-                    chain = [] if one.overrides is None else [self._train(one, seed, rate)]
-                    chain.append(self._measure(one, seed, rate))
-                    if one.replicated:
-                        chain.append(self._ask(one, seed, rate, "fresh", self.asked(one, seed)))
-                    chains.append(chain)
+                    chains.append(self._row(one, seed, self.rate(one, rates)))
         return chains
+
+    def _row(self, one: Row, seed: int, rate: float | None) -> list[Job]:
+        chain = [] if one.overrides is None else [self._train(one, seed, rate)]
+        chain.append(self._measure(one, seed, rate))
+        if one.replicated:
+            chain.append(self._ask(one, seed, rate, "fresh", self.asked(one, seed)))
+        return chain
 
     def rate(self, trained: Row, rates: Mapping[str, float]) -> float | None:
         """Return the learning rate of a row, or None if nothing is trained."""

@@ -24,6 +24,7 @@ class Scale:
         seeds: seeds of training.
         validation_questions: largest number of validation questions per document.
         heldout_questions: largest number of held-out questions per document.
+        pair_questions: largest number of them whose pairs are measured; None for all.
         curve_task: what is measured over training: needles and retrieval, or answers to the held-out questions.
         curve: its overrides.
         longbench_window: window for LongBench, in tokens.
@@ -46,6 +47,7 @@ class Scale:
     rows: tuple[Row, ...] = ROWS
     curves: tuple[str, ...] = CURVES
     corpus: Literal["fairytaleqa"] | None = None
+    pair_questions: int | None = None
 
     def row(self, name: str) -> Row:
         """Return the row with this name."""
@@ -97,10 +99,11 @@ CPU = Scale(
 LARGE = Scale(
     name="large",
     workers=2,
-    rates=(3e-4, 1e-3, 3e-3),
+    rates=(5e-4, 2e-3),
     seeds=(0, 1, 2),
     validation_questions=5,
-    heldout_questions=5,
+    heldout_questions=4,
+    pair_questions=2,
     curve_task="qa",
     curve=(),
     tenth={
