@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @option("--fairytaleqa DIR", "a clone of github.com/uci-soe/FairytaleQAData, for SCALE large and gpu", type=FILE)
 @option("--tenth", "a trial at about a tenth of the size, with one seed, for nothing but that")
 @option("--list", "print the commands and stop", name="list_")
+@option("--so-far", "write the report of what has been measured, also beside a study that runs, and stop")
 def program(
     scale_name: str,
     output: Path | None,
@@ -60,6 +61,7 @@ def program(
     fairytaleqa: Path | None,
     tenth: bool,
     list_: bool,
+    so_far: bool,
 ) -> None:
     """``python -m study``."""
     scale = SCALES[scale_name]
@@ -74,9 +76,13 @@ def program(
         scale.tenth if tenth else {},
     )
     if list_:
-        middle = sorted(scale.rates)[len(scale.rates) // 2]  # the chosen rates are not known before the runs
-        for job in all_jobs(study, dict.fromkeys((tuned.name for tuned, _ in study.tried()), middle)):
+        for job in all_jobs(study, {}):  # no rate is chosen before the runs
             print(job.command)
+        return
+    if so_far:
+        report = report or study.folder / "report"
+        write_report(study, chosen_rates(study), Journal(study.folder), report)
+        note(f"wrote {report / 'README.md'}")
         return
     if (scale.corpus is None) != (fairytaleqa is None):
         mend = "leave --fairytaleqa out" if scale.corpus is None else "give --fairytaleqa DIR"
@@ -94,7 +100,7 @@ def program(
         run("2/4 other data of the same documents; learning rates", [*others, *study.tuning()])
         rates = chosen_rates(study)
         run("3/4 training and measurements", study.rows(rates))
-        run("4/4 curves over training", [[job] for job in study.curves(rates)])
+        run("4/4 curves over training", study.curves(rates))
         report = report or (study.folder / "report" if tenth else scale.report)
         write_report(study, rates, journal, report)
     note(f"wrote {report / 'README.md'}")

@@ -15,7 +15,6 @@ from logoeval.compare.compare import MIN_CLUSTERS
 from logoeval.intervals import Estimate
 from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure
 from study.rows import BASE, LOGO, LOGO_LONG, OURS, SFT, SFT_LONG_SAME_RATE
-from study.scale import Scale
 
 Verdict = Literal["confirmed", "refuted", "not confirmed", "too few to tell"]
 
@@ -129,9 +128,17 @@ LARGE_CLAIMS = (
 """The claims of the large scale."""
 
 
-def claims_of(scale: Scale) -> tuple[tuple[Claim, ...], tuple[Claim, ...], tuple[Claim, ...]]:
-    """Return the claims of a scale, those on fresh questions, and these over all questions."""
-    return (LARGE_CLAIMS, (), ()) if scale.corpus else (CLAIMS, REPLICATED, TOGETHER)
+def claims_of(outcomes: Outcomes) -> tuple[Sequence[Claim], Sequence[Claim], Sequence[Claim]]:
+    """Return the claims of a study, those on fresh questions, and these over all questions, on the rows that are
+    measured."""
+    rows = {one.name for one in outcomes.rows}
+
+    def about(claims: Sequence[Claim]) -> Sequence[Claim]:
+        return [claim for claim in claims if {claim.row, claim.other} <= rows]
+
+    if outcomes.study.scale.corpus:
+        return about(LARGE_CLAIMS), (), ()
+    return about(CLAIMS), about(REPLICATED), about(TOGETHER)
 
 
 NOT_TESTABLE = (

@@ -37,17 +37,18 @@ _PARTS = ("#1d5a70", "#b9a36b", "#b0493f", "#e6e0d4")
 
 
 def draw_all(outcomes: Outcomes, folder: Path) -> dict[str, Path]:
-    """Draw all figures into ``folder``, and return their files by name."""
+    """Draw all figures of which there are measurements into ``folder``, and return their files by name."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {
         "needles": _needles,
         "perplexity": _perplexity,
         "tradeoff": _tradeoff,
         "margins": _margins,
-        "training": _training,
         "errors": _errors,
         "rates": _rates,
     }
+    if outcomes.curves():
+        drawn["training"] = _training
     paths = {}
     for name, draw in drawn.items():
         paths[name] = folder / f"{name}.png"
@@ -188,10 +189,10 @@ def _number(axes: Axes, points: Sequence[tuple[float, float]], others: Sequence[
 
 def _margins(outcomes: Outcomes, path: Path) -> None:
     """Draw the distribution of the reward margin of the base model, instruct tuning and LOGO (Figure 6)."""
-    shown = (outcomes.row(BASE), outcomes.row(SFT), outcomes.row(LOGO))
+    shown = [one for one in outcomes.rows if one.name in (BASE, SFT, LOGO)]
     margins = {one.name: outcomes.scores(one, MARGIN)[0].mean(0) for one in shown}
     edges = np.histogram_bin_edges(np.concatenate(list(margins.values())), bins=14).tolist()
-    with _figure(path, 3, width=3.1, height=2.6) as plots:
+    with _figure(path, len(shown), width=3.1, height=2.6) as plots:
         for one, axes in zip(shown, plots, strict=True):
             axes.hist(margins[one.name], bins=edges, color=_COLOURS[one.name], alpha=0.75)
             axes.axvline(0, color=_INK, linewidth=0.8)
@@ -202,7 +203,7 @@ def _margins(outcomes: Outcomes, path: Path) -> None:
 
 def _training(outcomes: Outcomes, path: Path) -> None:
     """Draw what was measured over training: recall and retrieval score in the form of Figure 7, or answers."""
-    curves = {name: outcomes.curve(name) for name in outcomes.study.scale.curves}
+    curves = outcomes.curves()
     metrics = {metric.key: metric for curve in curves.values() for metric in curve.metrics}
     keys = [key for key in ("recall", "retrieval_forced", F1.key) if key in metrics]
     with _figure(path, len(keys)) as plots:
@@ -256,8 +257,9 @@ def _rates(outcomes: Outcomes, path: Path) -> None:
             rates = sorted(scores)
             values = [100 * scores[rate] for rate in rates]
             axes.plot(rates, values, color=_COLOURS[name], marker=_MARKS[name], label=outcomes.row(name).label)
-        base = 100 * validation_score(outcomes.study, outcomes.row(BASE), None)
-        axes.axhline(base, color=_COLOURS[BASE], linestyle="--", label=outcomes.row(BASE).label)
+        base = validation_score(outcomes.study, outcomes.row(BASE), None)
+        assert base is not None  # it is asked before the others
+        axes.axhline(100 * base, color=_COLOURS[BASE], linestyle="--", label=outcomes.row(BASE).label)
         every = sorted({rate for scores in found.values() for rate in scores})
         axes.set_xscale("log")
         axes.set_xticks(every, [f"{rate:g}" for rate in every])

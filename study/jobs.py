@@ -219,14 +219,12 @@ class Study:
     def rows(self, rates: Mapping[str, float]) -> list[list[Job]]:
         """Return a chain of jobs for every row and seed: the training, if there is one, and the measurements.
 
-        The training may be a pilot. All rows with the first seed come before those with the other seeds.
+        The training may be a pilot. All rows with the first seed come before those with the other seeds, of which
+        come first those of the curves, because most claims are about them.
         """
-        chains = []
-        for seed in self.scale.seeds:
-            for one in self.scale.rows:
-                if seed in self.seeds(one):
-                    chains.append(self._row(one, seed, self.rate(one, rates)))
-        return chains
+        trained = [(seed, one) for seed in self.scale.seeds for one in self.scale.rows if seed in self.seeds(one)]
+        trained.sort(key=lambda it: it[0] != self.scale.seeds[0] and it[1].name not in self.scale.curves)
+        return [self._row(one, seed, self.rate(one, rates)) for seed, one in trained]
 
     def _row(self, one: Row, seed: int, rate: float | None) -> list[Job]:
         chain = [] if one.overrides is None else [self._train(one, seed, rate)]
@@ -236,8 +234,9 @@ class Study:
         return chain
 
     def rate(self, trained: Row, rates: Mapping[str, float]) -> float | None:
-        """Return the learning rate of a row, or None if nothing is trained."""
-        return None if trained.is_untrained else rates[trained.rate_of or trained.name]
+        """Return the learning rate of a row, the middle one until one is chosen. None if nothing is trained."""
+        middle = sorted(self.scale.rates)[len(self.scale.rates) // 2]
+        return None if trained.is_untrained else rates.get(trained.rate_of or trained.name, middle)
 
     def _train(self, trained: Row, seed: int, rate: float | None) -> Job:
         assert trained.overrides is not None
@@ -273,9 +272,12 @@ class Study:
     def _adapter(self, measured: Row, seed: int, rate: float | None) -> tuple[str, ...]:
         return () if measured.overrides is None else ("--adapter", str(self.run(measured, seed, rate) / "final"))
 
-    def curves(self, rates: Mapping[str, float]) -> list[Job]:
-        """Return the jobs that measure the checkpoints of some runs, and LongBench if its data are given."""
-        return [*(self._curve(self.scale.row(name), rates) for name in self.scale.curves), *self._longbench(rates)]
+    def curves(self, rates: Mapping[str, float]) -> list[list[Job]]:
+        """Return chains of jobs: the trainings whose checkpoints are measured, each with that, and LongBench if its
+        data are given."""
+        first, rows = self.scale.seeds[0], [self.scale.row(name) for name in self.scale.curves]
+        chains = [[self._train(one, first, self.rate(one, rates)), self._curve(one, rates)] for one in rows]
+        return [*chains, *([job] for job in self._longbench(rates))]
 
     def curve(self, name: str) -> Path:
         """Return the folder of a curve."""
@@ -284,7 +286,7 @@ class Study:
     def _curve(self, trained: Row, rates: Mapping[str, float]) -> Job:
         folder, seed = self.curve(trained.name), self.scale.seeds[0]
         task = self.scale.curve_task
-        over = {"niah": ("--retrieval",), "qa": ("--data", str(self.data("heldout")), "qa.max_new_tokens=32")}
+        over = {"niah": ("--retrieval",), "qa": ("--data", str(self.data("validation")), "qa.max_new_tokens=32")}
         return self._job(
             "logoeval",
             folder,

@@ -6,9 +6,11 @@ is about the method, not about one model. The deviation over seeds is reported b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,30 +91,40 @@ FRESH_MEASURES = (FRESH_F1, *(replace(measure, questions="fresh") for measure in
 def chosen_rates(study: Study) -> dict[str, float]:
     """Return the learning rate of each method, and write all of them to ``rates.json``.
 
-    It is the rate whose pilot has the best word F1 on the validation questions; of equal rates it is the lowest.
+    It is the rate whose pilot has the best word F1 on the validation questions; of equal rates it is the lowest. A
+    method whose pilots are not all validated yet has none.
     """
-    found = validation_scores(study)
-    rates = {name: max(sorted(scores), key=lambda rate: scores[rate]) for name, scores in found.items()}
+    found, tried = validation_scores(study), Counter(tuned.name for tuned, _ in study.tried())
+    rates = {
+        name: max(sorted(scores), key=lambda rate: scores[rate])
+        for name, scores in found.items()
+        if len(scores) == tried[name]
+    }
     write_json(study.folder / "rates.json", {"chosen": rates, "validation_f1": found})
     return rates
 
 
 def validation_scores(study: Study) -> dict[str, dict[float, float]]:
-    """Return the word F1 of the pilots of each method by learning rate."""
+    """Return the word F1 of the pilots of each method by learning rate, of those that are validated."""
     found: dict[str, dict[float, float]] = {}
     for tuned, rate in study.tried():
-        found.setdefault(tuned.name, {})[rate] = validation_score(study, tuned, rate)
+        score = validation_score(study, tuned, rate)
+        if score is not None:
+            found.setdefault(tuned.name, {})[rate] = score
     return found
 
 
-def validation_score(study: Study, tuned: Row, rate: float | None) -> float:
-    """Return the word F1 of the answers to the validation questions; without a rate, of the base model's answers."""
-    samples = read_results(study.validated(tuned, rate)).tasks["qa"].samples
-    return float(np.mean([sample.scores[F1.key] for sample in samples]))
+def validation_score(study: Study, tuned: Row, rate: float | None) -> float | None:
+    """Return the word F1 of the answers to the validation questions; without a rate, of the base model's answers.
+
+    It is None if they are not all asked yet.
+    """
+    found = read_results(study.validated(tuned, rate), missing_ok=True).tasks.get(F1.task)
+    return None if found is None else float(np.mean([sample.scores[F1.key] for sample in found.samples]))
 
 
 class Outcomes:
-    """All measurements of a study.
+    """All measurements of a study, so far.
 
     Args:
         study: the study whose folder is read.
@@ -122,7 +134,7 @@ class Outcomes:
     def __init__(self, study: Study, rates: Mapping[str, float]) -> None:
         self.study, self.rates = study, rates
         self.validation_f1 = validation_scores(study)
-        self._read = cache(self._results)
+        self._read = cache(partial(read_results, missing_ok=True))
 
     def check(self) -> None:
         """Check that rows that are compared sample by sample have the same samples and settings.
@@ -132,29 +144,45 @@ class Outcomes:
         """
 
         def folders(where: Callable[[Row, int], Path], rows: Iterable[Row]) -> list[Path]:
-            return [where(one, seed) for one in rows for seed in self.study.seeds(one)]
+            return [where(one, seed) for one in rows for seed in self.seeds(one)]
 
         read_runs(folders(self.study.measured, self.rows), (F1.task, MARGIN.task, PERPLEXITY.task))
         read_runs(folders(self.study.measured, (one for one in self.rows if one.main)), (RECALL.task,))
         if self.study.has_fresh_questions:
             read_runs(folders(self.study.asked, (one for one in self.rows if one.replicated)), (FRESH_F1.task,))
 
-    @property
+    @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """What is compared."""
+        """What is compared: the rows that are measured with one seed at least."""
+        return tuple(one for one in self._all if self.seeds(one))
+
+    @property
+    def _all(self) -> tuple[Row, ...]:
         return self.study.scale.rows
+
+    def seeds(self, row: Row) -> tuple[int, ...]:
+        """Return the seeds with which a row is measured, up to the first one that is missing."""
+        return tuple(takewhile(partial(self._is_measured, row), self.study.seeds(row)))
+
+    def _is_measured(self, row: Row, seed: int) -> bool:
+        tasks = {F1.task, MARGIN.task, PERPLEXITY.task, *([RECALL.task] if row.main else [])}
+        fresh = not row.replicated or FRESH_F1.task in self._read(self.study.asked(row, seed)).tasks
+        return fresh and tasks <= set(self._read(self.study.measured(row, seed)).tasks)
+
+    @property
+    def missing(self) -> list[str]:
+        """What is not measured yet: rows with their seeds."""
+        left = {one: [str(seed) for seed in self.study.seeds(one) if seed not in self.seeds(one)] for one in self._all}
+        return [f"{one.label} (seed {', '.join(seeds)})" for one, seeds in left.items() if seeds]
 
     def row(self, name: str) -> Row:
         """Return the row with this name."""
         return self.study.scale.row(name)
 
-    def _results(self, folder: Path) -> Results:
-        return read_results(folder)
-
     def results(self, row: Row, *, fresh: bool = False) -> list[Results]:
         """Return the results of each seed, either of the fresh questions or of all other measurements."""
         folder = self.study.asked if fresh else self.study.measured
-        return [self._read(folder(row, seed)) for seed in self.study.seeds(row)]
+        return [self._read(folder(row, seed)) for seed in self.seeds(row)]
 
     @property
     def lengths(self) -> list[int]:
@@ -174,7 +202,7 @@ class Outcomes:
             return np.concatenate([held_out[0], fresh[0]], axis=1), held_out[1] + fresh[1]
         columns, clusters = [], []
         found = self.results(row, fresh=measure.questions == "fresh")
-        for seed, results in zip(self.study.seeds(row), found, strict=True):
+        for seed, results in zip(self.seeds(row), found, strict=True):
             samples = [
                 sample
                 for sample in results.tasks[measure.task].samples
@@ -226,15 +254,15 @@ class Outcomes:
         shared = min(len(after), len(before))
         return after[:shared], before[:shared], clusters
 
-    def curve(self, name: str) -> Curve:
-        """Return what was measured over the training of a row."""
-        found = read_results(self.study.curve(name)).curve
-        assert found is not None
-        return found
+    def curves(self) -> dict[str, Curve]:
+        """Return what was measured over the training of rows, by name."""
+        names = self.study.scale.curves
+        found = {name: read_results(self.study.curve(name), missing_ok=True).curve for name in names}
+        return {name: curve for name, curve in found.items() if curve is not None}
 
-    def statistics(self, name: str) -> Stats:
-        """Return ``stats.json`` of a data set."""
-        return read_stats(self.study.data(name))
+    def statistics(self, name: str) -> Stats | None:
+        """Return ``stats.json`` of a data set, or None before it is built."""
+        return read_stats(self.study.data(name)) if (self.study.data(name) / "stats.json").is_file() else None
 
 
 def spread(values: Sequence[float]) -> float | None:

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from logodata.common.errors import UserError
 from logodata.common.files import write_atomic, write_json
 from logoeval.compare.compare import MIN_CLUSTERS
 from logoeval.records import read_results
@@ -55,6 +56,9 @@ _TRIAL = (
 def write_report(study: Study, rates: Mapping[str, float], journal: Journal, folder: Path) -> None:
     """Write the report into ``folder``. It includes ``remarks.md`` from there, which is written by hand."""
     outcomes = Outcomes(study, rates)
+    if BASE not in {one.name for one in outcomes.rows}:
+        mend = "let the study run until the base model is measured"
+        raise UserError("there is nothing to report yet", where=str(study.folder), mend=mend)
     outcomes.check()
     drawn = figures.draw_all(outcomes, folder / f"figures-{study.scale.name}")
     write_atomic(folder / "README.md", _page(outcomes, journal, folder, drawn))
@@ -64,8 +68,8 @@ def write_report(study: Study, rates: Mapping[str, float], journal: Journal, fol
 def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str, Path]) -> str:
     study = outcomes.study
     row, rows = outcomes.row, outcomes.rows
-    claims, replicated, together = claims_of(study.scale)
-    main, ablations = [one for one in rows if one.main], [row(LOGO), *(one for one in rows if not one.main)]
+    claims, replicated, together = claims_of(outcomes)
+    main, ablations = [one for one in rows if one.main], [one for one in rows if not one.main or one.name == LOGO]
     trained = [one for one in main if not one.is_untrained]
     remarks = folder / "remarks.md"
     jobs = all_jobs(study, outcomes.rates)
@@ -77,6 +81,7 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
     parts = [
         f"# Does it work? The paper's comparisons on SmolLM2-135M-Instruct ({size})",
         *([_TRIAL] if study.is_trial else []),
+        *([_so_far(outcomes)] if outcomes.missing else []),
         _written_by(study),
         f"What was decided before the runs is in [protocol.md]({_from(folder, study.scale.protocol)}). Numbers in "
         "brackets are 95 % intervals, paired where they are differences, resampled by what samples share: "
@@ -116,6 +121,13 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         "\n\n".join(_commands(title, found) for title, found in _phases(study, outcomes.rates)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _so_far(outcomes: Outcomes) -> str:
+    return (
+        "**Not finished.** This is what has been measured so far. Claims about other rows are left out, and means are "
+        f"over the seeds that there are. Still to come: {'; '.join(outcomes.missing)}."
+    )
 
 
 def _from(folder: Path, path: Path) -> str:
@@ -201,7 +213,7 @@ def _phases(study: Study, rates: Mapping[str, float]) -> list[tuple[str, list[Jo
         ("Learning rates", [*study.pilots(), *study.validations()]),
         ("Training", study.trainings(rates)),
         ("Measurements: Tables, Figures 3, 4, 6 and 9; fresh questions", study.measurements(rates)),
-        ("Curves over training; LongBench", study.curves(rates)),
+        ("Curves over training; LongBench", [chain[-1] for chain in study.curves(rates)]),
     ]
 
 
@@ -231,14 +243,14 @@ def record(outcomes: Outcomes, journal: Journal) -> dict[str, Any]:
     rows = {
         one.name: {
             "label": one.label,
-            "seeds": study.seeds(one),
+            "seeds": outcomes.seeds(one),
             "measures": measured(one, shown),
             "fresh_questions": measured(one, FRESH_MEASURES),
         }
         for one in outcomes.rows
     }
     claims = []
-    for claim in chain(*claims_of(study.scale)):
+    for claim in chain(*claims_of(outcomes)):
         finding = judge(claim, outcomes)
         claims.append(
             {

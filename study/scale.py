@@ -25,7 +25,7 @@ class Scale:
         validation_questions: largest number of validation questions per document.
         heldout_questions: largest number of held-out questions per document.
         pair_questions: largest number of them whose pairs are measured; None for all.
-        curve_task: what is measured over training: needles and retrieval, or answers to the held-out questions.
+        curve_task: what is measured over training: needles and retrieval, or answers to the validation questions.
         curve: its overrides.
         longbench_window: window for LongBench, in tokens.
         tenth: overrides for a trial, by program, which come after all others.

@@ -74,8 +74,9 @@ class Journal:
 def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journal: Journal) -> None:
     """Run the jobs that are not done, ``workers`` chains at a time.
 
-    The jobs of a chain run one after the other, because each may read what those before it wrote. The output of every
-    job goes to ``folder/logs``.
+    The jobs of a chain run one after the other, because each may read what those before it wrote. A chain is done when
+    its last job is, though a folder that only its jobs read, such as that of a training, may be gone. The output of
+    every job goes to ``folder/logs``.
 
     Raises:
         UserError: a job failed; the other running jobs have ended.
@@ -119,7 +120,7 @@ def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journa
             )
 
     def run_chain(chain: Sequence[Job]) -> None:
-        for job in chain:
+        for job in chain if not journal.is_done(chain[-1]) else ():
             run(job)
 
     with ThreadPoolExecutor(workers) as pool:

@@ -14,8 +14,8 @@ from study.scale import DOCUMENTS
 _EMBEDDED = {"train": "train", "heldout": "eval"}
 """The embedded documents that are added to a split. Those held out in ``make demo`` are held out here too."""
 
-_TRAIN, _VALIDATION, _HELD_OUT = 110, 24, 104
-"""The number of stories in each split of a corpus. A few more are left over."""
+_STORIES = {"train": (0, 94), "validation": (110, 134), "heldout": (134, 238)}
+"""The stories of each split of a corpus, from and to. A few are left over."""
 
 _ASKED = {"train": 12, "validation": 5, "heldout": 4}
 """The most questions of a story in a split. They are spread evenly over it."""
@@ -56,11 +56,9 @@ def split_corpus(documents: Sequence[Document]) -> dict[str, str]:
     least = max(_ASKED.values())
     usable = [document for document in documents if len(_details(document)) >= least]
     order = sorted(usable, key=lambda document: hashlib.sha256(document["doc_id"].encode()).hexdigest())
-    sizes = {"train": _TRAIN, "validation": _VALIDATION, "heldout": _HELD_OUT}
-    found, start = {}, 0
-    for name, size in sizes.items():
-        chosen = order[start : start + size]
-        start += size
+    found = {}
+    for name, (start, end) in _STORIES.items():
+        chosen = order[start:end]
         found[name] = _lines([{**one, "questions": _spread(_details(one), _ASKED[name])} for one in chosen])
         if name == "train":
             found["train-kinds"] = _lines([{**one, "questions": _several_kinds(one)} for one in chosen])

@@ -79,6 +79,8 @@ def remedies(outcomes: Outcomes, measures: Sequence[Measure]) -> Table:
     ]
     compared += [(one, row(one.against)) for one in outcomes.rows if one.against]
     for one, other in compared:
+        if not {one, other} <= set(outcomes.rows):
+            continue  # not measured yet
         found = [estimate(measure, outcomes.change(one, other, measure), signed=True) for measure in measures]
         lines.append([one.label, other.label, *found])
     head = ["", "against", *(measure.label for measure in measures)]
@@ -114,7 +116,7 @@ def rates_table(outcomes: Outcomes) -> Table:
         if rate not in found[name]:
             return "-"
         shown = f"{100 * found[name][rate]:.1f}"
-        return f"**{shown}**" if rate == outcomes.rates[name] else shown
+        return f"**{shown}**" if rate == outcomes.rates.get(name) else shown
 
     lines = [[outcomes.row(name).label, *(cell(name, rate) for rate in rates)] for name in found]
     return Table("Validation F1, %, by learning rate", ["", *(f"{rate:g}" for rate in rates)], lines)
@@ -125,7 +127,8 @@ def data_table(outcomes: Outcomes, names: Sequence[str]) -> Table:
     lines = []
     for name in names:
         stats = outcomes.statistics(name)
-        lines.append([name, str(stats.questions), str(stats.kept), f"{stats.answer_in_critical:.0%}"])
+        if stats is not None:
+            lines.append([name, str(stats.questions), str(stats.kept), f"{stats.answer_in_critical:.0%}"])
     return Table("Data sets", ["", "questions", "kept", "answer in critical chunks"], lines)
 
 
@@ -135,7 +138,7 @@ def cost_table(outcomes: Outcomes, journal: Journal) -> Table:
     trained = {job.name: job for job in [*study.pilots(), *study.trainings(outcomes.rates)]}
     measured = {job.name: job for job in study.measurements(outcomes.rates)}
     for one in outcomes.rows:
-        seed = study.seeds(one)[0]
+        seed = outcomes.seeds(one)[0]
         rate = study.rate(one, outcomes.rates)
         run = study.run(one, seed, rate).relative_to(study.folder).as_posix()
         training = journal.taken(trained[run]) if one.overrides is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from logoeval.intervals import summarise
 from logoeval.records import Curve, CurvePoint, CurveValue, Metric, Provenance, Results, SampleRow, TaskResult
 from logoeval.records import write_results as write_results_there
 from logoeval.tasks.qa import METRICS as QA_METRICS
-from study.claims import CLAIMS, REPLICATED, TOGETHER, Claim, claims_of, judge
+from study.__main__ import main
+from study.claims import CLAIMS, LARGE_CLAIMS, REPLICATED, TOGETHER, Claim, judge
 from study.jobs import Study
 from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity
 from study.report import write_report
@@ -274,7 +276,7 @@ def test_a_scale_without_settings_and_fresh_questions_has_a_report_of_its_rows(
     page = (folder / "README.md").read_text(encoding="utf-8")
     for one in LARGE.rows:
         assert one.label in page
-    for claim in claims_of(LARGE)[0]:
+    for claim in LARGE_CLAIMS:
         assert claim.text in page
     assert "## Settings of LOGO" not in page
     assert "fresh questions?" not in page
@@ -283,3 +285,28 @@ def test_a_scale_without_settings_and_fresh_questions_has_a_report_of_its_rows(
         assert f"--checkpoints {study.run(LARGE.row(name), 0, rates[name]) / 'checkpoints'}" in page
     record = json.loads((folder / "results-large.json").read_text(encoding="utf-8"))
     assert record["rows"]["ours"]["seeds"] == [0, 1, 2]
+    assert "Not finished" not in page
+
+
+def test_a_report_of_what_is_measured_so_far_names_the_rest(tmp_path: Path, tiny_tokenizer: object) -> None:
+    study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
+    for name, seed in (("dpo", 0), ("ours", 0), (LOGO, 2), (SFT, 1)):
+        shutil.rmtree(study.measured(LARGE.row(name), seed))
+    shutil.rmtree(study.validated(LARGE.row("solopo"), LARGE.rates[0]))
+    shutil.rmtree(study.curve(SFT))
+    shutil.rmtree(study.data("train-kinds"))
+    folder = tmp_path / "report"
+    arguments = ["large", "--output", str(study.folder), "--so-far", "--report", str(folder)]
+    assert main(arguments) == 0
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "**Not finished.**" in page
+    seeds = {SFT: "1, 2", "dpo": "0, 1, 2", LOGO: "2", "ours": "0, 1, 2"}
+    assert "; ".join(f"{LARGE.row(name).label} (seed {left})" for name, left in seeds.items()) in page
+    record = json.loads((folder / "results-large.json").read_text(encoding="utf-8"))
+    about = [claim.text for claim in LARGE_CLAIMS if not {claim.row, claim.other} & {"dpo", "ours"}]
+    assert [claim["claim"] for claim in record["claims"]] == about
+    assert record["rows"][LOGO]["seeds"] == [0, 1]
+    assert record["rows"][SFT]["seeds"] == [0]
+    assert "solopo" not in record["rates"]["chosen"]
+    shutil.rmtree(study.measured(LARGE.row(BASE), 0))
+    assert main(arguments) == 2
