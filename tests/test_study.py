@@ -149,8 +149,8 @@ def test_a_corpus_is_split_by_story(tmp_path: Path) -> None:
     corpus = read_fairytaleqa(write_fairytaleqa(tmp_path, 240))
     splits = {name: [json.loads(line) for line in text.splitlines()] for name, text in split_corpus(corpus).items()}
     assert {name: len(found) for name, found in splits.items()} == {
-        "train": 94,
-        "train-kinds": 94,
+        "train": 104,
+        "train-kinds": 104,
         "validation": 24,
         "heldout": 104,
     }
@@ -167,7 +167,7 @@ def test_a_corpus_is_split_by_story(tmp_path: Path) -> None:
         for document in read_source(SourceSettings(path=str(tmp_path / "kinds.jsonl"))).documents
         for question in document.questions
     ]
-    assert len(asked) == 94 * 12
+    assert len(asked) == 104 * 12
     both = next(question for question in asked if " And what " in question.question)
     first, second = both.answers[0].split("; ")
     assert both.question.startswith(f"What did fox {first.split()[1]} say? And what did fox {second.split()[1]} say?")
