@@ -26,7 +26,7 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
     """Freeze ``base`` and put float32 adapters into it, whose config calls the base model ``name``.
 
     Raises:
-        UserError: see :func:`logotrain.model.targets.adapter_targets`.
+        UserError: see :func:`logotrain.model.targets.adapter_targets`; or PEFT has no adapter for a layer.
     """
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     dtype, tied = embedding.weight.dtype, embedding.weight is head.weight
@@ -55,7 +55,16 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         # PEFT 0.21 asks for what transformers 5.24 has under another name.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        model = get_peft_model(base, config)
+        try:
+            model = get_peft_model(base, config)
+        except ValueError as error:  # a layer whose weights the model's own kernels read past the layer, as in Mamba
+            refused = [target for target in targets if f"'{target}'" in str(error)]
+            others = ",".join(target for target in targets if target not in refused)
+            raise UserError(
+                f"lora.target_modules: PEFT has no adapters for {', '.join(refused) or 'these layers'}: {error}",
+                where=name,
+                mend=f"leave them out: lora.target_modules=[{others}]" if refused and others else "name other layers",
+            ) from error
     model.peft_config["default"].base_model_name_or_path = name  # get_peft_model puts the resolved folder here
     redirected = sorted({*(config.target_parameters or ())} - {*parameters})
     if redirected:

@@ -124,6 +124,11 @@ def test_a_model_without_attention_trains(
     run += ["positions.mode=natural", "lora.target_modules=[in_proj,x_proj]"]
     assert main([*run, "-o", str(tmp_path / "run")]) == 0, capsys.readouterr().err
     assert len(metrics(tmp_path / "run")) == 1
+    run[-1] = "lora.target_modules=all-linear"
+    assert main([*run, "-o", str(tmp_path / "other")]) == 2
+    error = capsys.readouterr().err
+    assert "lora.target_modules: PEFT has no adapters for out_proj: " in error
+    assert "leave them out: lora.target_modules=[dt_proj,in_proj,x_proj]" in error
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
