@@ -74,7 +74,7 @@ def sample_files(folder: Path) -> list[Path]:
     files = sorted(visible_files(folder / "data", (".parquet",), below=False))
     if not files:
         if (folder / "rejected.jsonl").is_file():
-            mend = f"logodata stats {folder} counts the reasons; rejected.jsonl and decisions.jsonl have every answer"
+            mend = f"logodata stats {folder} counts the reasons, logodata inspect {folder} --html FILE shows answers"
             raise UserError("the build kept no pair", where=str(folder), mend=mend)
         if folder.is_dir():
             mend = f"run again: logodata build DOCUMENTS -o {folder}, or logodata import PAIRS"
