@@ -19,6 +19,7 @@ from logodata.common.recipes.reading import load_recipe
 from logodata.recipe.settings import BuildRecipe
 from logoeval.recipe.settings import EvalRecipe
 from logotrain.recipe.settings import TrainRecipe
+from study.archive import unpack
 from study.corpora import read_fairytaleqa
 from study.jobs import Job, Study
 from study.outcome import chosen_rates
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @option("--cache FILE", "responses made before; 'none' generates all of them", type=FILE)
 @option("--longbench FILE", "LongBench's data.zip or rows: what fits of it is measured", type=FILE)
 @option("--fairytaleqa DIR", "a clone of github.com/uci-soe/FairytaleQAData, for SCALE large and gpu", type=FILE)
+@option("--measured FILE", "begin with the measurements that stand beside a report", type=FILE)
 @option("--tenth", "a trial at about a tenth of the size, with one seed, for nothing but that")
 @option("--list", "print the commands and stop", name="list_")
 @option("--so-far", "write the report of what has been measured, also beside a study that runs, and stop")
@@ -60,6 +62,7 @@ def program(
     longbench: Path | None,
     fairytaleqa: Path | None,
     tenth: bool,
+    measured: Path | None,
     list_: bool,
     so_far: bool,
 ) -> None:
@@ -79,14 +82,18 @@ def program(
         for job in all_jobs(study, {}):  # no rate is chosen before the runs
             print(job.command)
         return
+    if (scale.corpus is None) != (fairytaleqa is None) and not (so_far and measured is None):
+        mend = "leave --fairytaleqa out" if scale.corpus is None else "give --fairytaleqa DIR"
+        raise UserError(f"SCALE {scale.name} has {'its own' if scale.corpus is None else 'no'} documents", mend=mend)
+    if measured is not None:
+        with locked(study.folder):
+            prepare(study, fairytaleqa)
+            unpack(measured, study)
     if so_far:
         report = report or study.folder / "report"
         write_report(study, chosen_rates(study), Journal(study.folder), report)
         note(f"wrote {report / 'README.md'}")
         return
-    if (scale.corpus is None) != (fairytaleqa is None):
-        mend = "leave --fairytaleqa out" if scale.corpus is None else "give --fairytaleqa DIR"
-        raise UserError(f"SCALE {scale.name} has {'its own' if scale.corpus is None else 'no'} documents", mend=mend)
     with locked(study.folder):
         prepare(study, fairytaleqa)
         journal = Journal(study.folder)

@@ -1,4 +1,5 @@
-"""Write the report of the study: ``README.md`` with tables, figures and commands, and ``results-SCALE.json``."""
+"""Write the report of the study: ``README.md`` with tables, figures and commands, ``results-SCALE.json``, and the
+measurements (:mod:`study.archive`)."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from logodata.common.files import write_atomic, write_json
 from logoeval.compare.compare import MIN_CLUSTERS
 from logoeval.records import read_results
 from study import figures, tables
+from study.archive import pack
 from study.claims import NOT_TESTABLE, Claim, claims_of, judge
 from study.jobs import Job, Study
 from study.outcome import (
@@ -54,7 +56,8 @@ _TRIAL = (
 
 
 def write_report(study: Study, rates: Mapping[str, float], journal: Journal, folder: Path) -> None:
-    """Write the report into ``folder``. It includes ``remarks.md`` from there, which is written by hand."""
+    """Write the report into ``folder``, and the measurements beside it. It includes ``remarks.md`` from there, which is
+    written by hand."""
     outcomes = Outcomes(study, rates)
     if BASE not in {one.name for one in outcomes.rows}:
         mend = "let the study run until the base model is measured"
@@ -63,6 +66,7 @@ def write_report(study: Study, rates: Mapping[str, float], journal: Journal, fol
     drawn = figures.draw_all(outcomes, folder / f"figures-{study.scale.name}")
     write_atomic(folder / "README.md", _page(outcomes, journal, folder, drawn))
     write_json(folder / f"results-{study.scale.name}.json", record(outcomes, journal))
+    pack(study, folder / f"measurements-{study.scale.name}.tar.xz")
 
 
 def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str, Path]) -> str:
@@ -116,8 +120,10 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         f"{os.cpu_count()} cores ({study.scale.workers} commands side by side).",
         tables.cost_table(outcomes, journal).markdown(),
         "## Every number's command",
-        f"`{study.command}` runs all of them, and goes on where it was stopped. One by one, in "
-        "the root of the repository (the documents are put together by it):",
+        f"`{study.command}` runs all of them, and goes on where it was stopped. With `--measured FILE` it takes what "
+        f"is measured already from the `measurements-{study.scale.name}.tar.xz` beside this page, which has every "
+        "answer and score, and runs the rest. One by one, in the root of the repository (the documents are put "
+        "together by it):",
         "\n\n".join(_commands(title, found) for title, found in _phases(study, outcomes.rates)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -22,6 +22,8 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from study.jobs import Job
 
+JOURNAL = "jobs.jsonl"
+
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -33,7 +35,7 @@ class Taken:
 
 
 class Journal:
-    """The record of all attempts to run jobs, one line per attempt in ``jobs.jsonl``.
+    """The record of all attempts to run jobs, one line per attempt in :data:`JOURNAL`.
 
     Args:
         folder: the folder of the study.
@@ -42,7 +44,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._log = AppendLog(folder / "jobs.jsonl")
+        self._log = AppendLog(folder / JOURNAL)
         self._lock = threading.Lock()
 
     def is_done(self, job: Job) -> bool:
@@ -74,9 +76,8 @@ class Journal:
 def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journal: Journal) -> None:
     """Run the jobs that are not done, ``workers`` chains at a time.
 
-    The jobs of a chain run one after the other, because each may read what those before it wrote. A chain is done when
-    its last job is, though a folder that only its jobs read, such as that of a training, may be gone. The output of
-    every job goes to ``folder/logs``.
+    The jobs of a chain run one after the other, because each may read what those before it wrote. A training is not run
+    if all that follows it is done: its folder may be gone. The output of every job goes to ``folder/logs``.
 
     Raises:
         UserError: a job failed; the other running jobs have ended.
@@ -120,8 +121,9 @@ def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journa
             )
 
     def run_chain(chain: Sequence[Job]) -> None:
-        for job in chain if not journal.is_done(chain[-1]) else ():
-            run(job)
+        for number, job in enumerate(chain, 1):
+            if job.program != "logotrain" or not all(map(journal.is_done, chain[number:])) or number == len(chain):
+                run(job)
 
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run_chain, chain) for chain in chains]

@@ -219,19 +219,17 @@ def test_a_job_whose_command_changed_is_run_again(tmp_path: Path) -> None:
     assert not journal.is_done(_job("a", "1 + 1"))
 
 
-def test_a_chain_whose_last_job_is_done_is_not_begun(tmp_path: Path) -> None:
-    """What a training wrote may be deleted once it is measured."""
-    trace = tmp_path / "trace"
-    chain = [_job(name, f"open({str(trace)!r}, 'a').write({name!r})") for name in ("a", "b")]
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    run_jobs([chain], 1, tmp_path, Journal(tmp_path))
-    (tmp_path / "a").rmdir()
-    run_jobs([chain], 1, tmp_path, Journal(tmp_path))
-    assert trace.read_text() == "ab"
-    (tmp_path / "b").rmdir()
-    run_jobs([chain], 1, tmp_path, Journal(tmp_path))
-    assert trace.read_text() == "abab"
+def test_a_training_that_is_measured_is_not_run_again_though_its_folder_is_gone(tmp_path: Path) -> None:
+    training = Job("run", "logotrain", ("recipes",))  # prints its error and ends with 2, if it is run
+    measuring = _job("measured", "pass")
+    (tmp_path / "measured").mkdir()
+    run_jobs([[measuring]], 1, tmp_path, Journal(tmp_path))
+    run_jobs([[training, measuring]], 1, tmp_path, Journal(tmp_path))
+    with pytest.raises(UserError, match="run ended with code 2"):
+        run_jobs([[training]], 1, tmp_path, Journal(tmp_path))
+    (tmp_path / "measured").rmdir()
+    with pytest.raises(UserError, match="run ended with code 2"):
+        run_jobs([[training, measuring]], 1, tmp_path, Journal(tmp_path))
 
 
 def test_what_needs_no_training_data_runs_beside_their_build(tmp_path: Path) -> None:

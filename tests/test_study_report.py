@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +19,17 @@ from logoeval.intervals import summarise
 from logoeval.records import Curve, CurvePoint, CurveValue, Metric, Provenance, Results, SampleRow, TaskResult
 from logoeval.records import write_results as write_results_there
 from logoeval.tasks.qa import METRICS as QA_METRICS
-from study.__main__ import main
+from study.__main__ import main, prepare
 from study.claims import CLAIMS, LARGE_CLAIMS, REPLICATED, TOGETHER, Claim, judge
-from study.jobs import Study
+from study.jobs import Job, Study
 from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity
 from study.report import write_report
 from study.rows import BASE, LOGO, LOGO_LONG, SFT
 from study.scale import CPU, LARGE, Scale
-from study.schedule import Journal
+from study.schedule import Journal, Taken
 from tests.data_sets import stats_of
 from tests.logoeval.conftest import write_build
+from tests.test_study import write_fairytaleqa
 
 NUM_QUESTIONS, LENGTHS = 30, (512, 1024, 2048, 4096)
 LEVEL = {BASE: 0.1, SFT: 0.3, LOGO: 0.5}
@@ -107,6 +110,7 @@ def study(tmp_path: Path, tiny_tokenizer: object) -> Study:
 
 def made(scale: Scale, folder: Path, tiny_tokenizer: object) -> Study:
     study = Study(scale, folder)
+    Journal(study.folder).add(Job("eval/base", "logoeval", ()), ok=True, taken=Taken(1.0, 1.0, 1.0))
     for tuned, rate in [(scale.row(BASE), None), *study.tried()]:
         score = 0.5 if rate == sorted(scale.rates)[1] or tuned.name == SFT else 0.4
         samples = [_sample(number, {"token_f1": score}) for number in range(4)]
@@ -264,7 +268,7 @@ def test_the_report_is_the_same_from_the_same_measurements(study: Study, tmp_pat
 
     first = made("a")
     assert first == made("b")
-    assert len(first) == 8
+    assert len(first) == 9
 
 
 def test_a_scale_without_settings_and_fresh_questions_has_a_report_of_its_rows(
@@ -286,6 +290,42 @@ def test_a_scale_without_settings_and_fresh_questions_has_a_report_of_its_rows(
     record = json.loads((folder / "results-large.json").read_text(encoding="utf-8"))
     assert record["rows"]["ours"]["seeds"] == [0, 1, 2]
     assert "Not finished" not in page
+
+
+def test_a_report_is_made_again_from_the_measurements_beside_it(tmp_path: Path, tiny_tokenizer: object) -> None:
+    """They hold no text of the corpus. It comes from the user's copy."""
+    corpus = write_fairytaleqa(tmp_path / "corpus", 240)
+    study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
+    prepare(study, corpus)
+    documents = [json.loads(line) for line in study.documents("heldout").read_text().splitlines()]
+    asked = [question for document in documents for question in document["questions"]]
+    for path in (*study.folder.glob("*/*/results.json"), *study.folder.glob("*/*/predictions/qa.jsonl")):
+        path.write_text(re.sub(r'"q(\d+)"', lambda found: f'"{asked[int(found[1])]["id"]}"', path.read_text()))
+    for path in study.folder.glob("*/*/predictions/qa.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [
+            {**row, **{key: one[key] for key in ("question", "answers")}} for row, one in zip(rows, asked, strict=False)
+        ]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    write_report(study, chosen_rates(study), Journal(study.folder), tmp_path / "report")
+
+    kept = tmp_path / "report" / "measurements-large.tar.xz"
+    with tarfile.open(kept) as archive:
+        archive.extractall(tmp_path / "held", filter="data")
+    held = {str(path.relative_to(tmp_path / "held")): path.read_text() for path in (tmp_path / "held").rglob("*.json*")}
+    assert {"eval/logo-seed2/predictions/qa.jsonl", "curves/logo/results.json", "jobs.jsonl"} <= set(held)
+    assert not [name for name, text in held.items() if asked[0]["question"] in text]
+
+    arguments = ["large", "--measured", str(kept), "--so-far", "--output", str(tmp_path / "again")]
+    arguments += ["--fairytaleqa", str(corpus), "--report", str(tmp_path / "second")]
+    assert main(arguments) == 0
+    pages = [(tmp_path / name / "README.md").read_text().split("## Data")[0] for name in ("report", "second")]
+    assert pages[0] == pages[1]
+    assert kept.read_bytes() == (tmp_path / "second" / kept.name).read_bytes()
+    assert main(arguments) == 2  # the folder holds measurements now
+    arguments[4:6] = ["--output", str(tmp_path / "third")]
+    arguments[2] = str(corpus / "data-by-train-split")
+    assert main(arguments) == 2
 
 
 def test_a_report_of_what_is_measured_so_far_names_the_rest(tmp_path: Path, tiny_tokenizer: object) -> None:
