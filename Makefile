@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 RECIPE ?= recipes/embedded.yaml
 SCALE ?= cpu
-# Such as EVIDENCE_ARGS='--cache none' (generate every response), '--tenth' (a trial), '--longbench data.zip'
+# Such as EVIDENCE_ARGS='--cache none' (generate every response), '--tenth' (a trial), '--so-far', '--longbench data.zip'
 EVIDENCE_ARGS ?=
 # Overrides of recipe fields for a smaller or larger demo, e.g. TRAIN_ARGS=max_steps=2
 BUILD_ARGS ?=
