@@ -21,8 +21,9 @@ from study.schedule import JOURNAL
 
 _MEASURED = ("validation", "eval", "fresh", "curves")
 _FILES = ("results.json", "predictions/*.jsonl")
+_ASKED = ("qa.jsonl", "pairs.jsonl")
 _OF_THE_CORPUS = ("question", "answers")
-"""Fields of predictions that hold text of the corpus."""
+"""Files of predictions that hold text of the corpus, and their fields that do."""
 
 
 def pack(study: Study, path: Path) -> None:
@@ -30,7 +31,7 @@ def pack(study: Study, path: Path) -> None:
     with replacing(path) as file, tarfile.open(fileobj=file, mode="w:xz") as archive:
         for found in _files(study):
             data = found.read_bytes()
-            if study.scale.corpus and found.suffix == ".jsonl":
+            if study.scale.corpus and found.name in _ASKED:
                 rows = [json.loads(line) for line in data.decode("utf-8").splitlines()]
                 data = _lines([{key: row[key] for key in row if key not in _OF_THE_CORPUS} for row in rows])
             info = tarfile.TarInfo(found.relative_to(study.folder).as_posix())
@@ -54,7 +55,7 @@ def unpack(path: Path, study: Study) -> None:
         raise UserError(f"cannot be unpacked: {error}", where=str(path), mend=mend) from error
     if study.scale.corpus:
         asked = dict(_questions(study))
-        for found in study.folder.glob("*/*/predictions/qa.jsonl"):
+        for found in (path for name in _ASKED for path in study.folder.glob(f"*/*/predictions/{name}")):
             rows = [row for _, row in json_objects(found, mend=mend)]
             unknown = next((row["id"] for row in rows if row["id"] not in asked), None)
             if unknown is not None:
