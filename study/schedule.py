@@ -122,8 +122,10 @@ def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journa
 
     def run_chain(chain: Sequence[Job]) -> None:
         for number, job in enumerate(chain, 1):
-            if job.program != "logotrain" or not all(map(journal.is_done, chain[number:])) or number == len(chain):
-                run(job)
+            following = chain[number:]
+            if job.program == "logotrain" and following and all(map(journal.is_done, following)):
+                continue
+            run(job)
 
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run_chain, chain) for chain in chains]
