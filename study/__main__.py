@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,18 +96,19 @@ def program(
         return
     with locked(study.folder):
         prepare(study, fairytaleqa)
-        journal = Journal(study.folder)
+        journal, total = Journal(study.folder), len(all_jobs(study, {}))
 
-        def run(title: str, chains: Sequence[Sequence[Job]]) -> None:
-            note(f"== {title}: {sum(map(len, chains))} jobs")
-            run_jobs(chains, scale.workers, study.folder, journal)
+        def run(title: str, queues: Sequence[Iterable[Sequence[Job]]]) -> None:
+            note(f"== {title}")
+            run_jobs(queues, scale.workers, study.folder, journal, total)
 
-        run("1/4 data, and the model as it was", study.beginning())
-        others = [[job] for job in study.later_builds()]
-        run("2/4 other data of the same documents; learning rates", [*others, *study.tuning()])
+        run("1/3 data, and the model as it was", [[chain] for chain in study.beginning()])
+        others = [[[job]] for job in study.later_builds()]
+        run(
+            "2/3 other data; each method with its learning rate", [*others, *study.methods(lambda: chosen_rates(study))]
+        )
         rates = chosen_rates(study)
-        run("3/4 training and measurements", study.rows(rates))
-        run("4/4 curves over training", study.curves(rates))
+        run("3/3 other rows and seeds", [[chain] for chain in (*study.rows(rates), *study.curves(rates))])
         report = report or (study.folder / "report" if tenth else scale.report)
         write_report(study, rates, journal, report)
     note(f"wrote {report / 'README.md'}")

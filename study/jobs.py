@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,9 +172,31 @@ class Study:
 
     def tuning(self) -> list[list[Job]]:
         """Return chains of jobs: the validation of the base model, and each pilot followed by its validation."""
+        base = self._validate(self.scale.row(BASE), self.scale.seeds[0], None)
+        return [[base], *(self._pilot(tuned, rate) for tuned, rate in self.tried())]
+
+    def methods(self, chosen_rates: Callable[[], Mapping[str, float]]) -> list[Iterator[list[Job]]]:
+        """Return chains of jobs for each method that has a learning rate of its own.
+
+        They are its pilots, its row with the first seed, and its curve over training. ``chosen_rates`` is called after
+        the pilots. So what a pilot wrote is used at once, and an interruption costs the trainings of one method at
+        most. The methods of the curves come first, because most claims are about them.
+        """
+        tuned = [one for one in self.scale.rows if one.is_tuned]
+        return [self._method(one, chosen_rates) for one in sorted(tuned, key=self._has_no_curve)]
+
+    def _method(self, tuned: Row, chosen_rates: Callable[[], Mapping[str, float]]) -> Iterator[list[Job]]:
+        yield from (self._pilot(tuned, rate) for other, rate in self.tried() if other == tuned)
+        rates = chosen_rates()
+        yield self._row(tuned, self.scale.seeds[0], self.rate(tuned, rates))
+        yield from (self._curve(one, rates) for one in self._measured_over_training() if one == tuned)
+
+    def _pilot(self, tuned: Row, rate: float) -> list[Job]:
         first = self.scale.seeds[0]
-        pilots = [[self._train(tuned, first, rate), self._validate(tuned, first, rate)] for tuned, rate in self.tried()]
-        return [[self._validate(self.scale.row(BASE), first, None)], *pilots]
+        return [self._train(tuned, first, rate), self._validate(tuned, first, rate)]
+
+    def _has_no_curve(self, one: Row) -> bool:
+        return one.name not in self.scale.curves
 
     def _validate(self, asked: Row, seed: int, rate: float | None) -> Job:
         return self._ask(asked, seed, rate, "validation", self.validated(asked, rate))
@@ -223,7 +245,7 @@ class Study:
         come first those of the curves, because most claims are about them.
         """
         trained = [(seed, one) for seed in self.scale.seeds for one in self.scale.rows if seed in self.seeds(one)]
-        trained.sort(key=lambda it: it[0] != self.scale.seeds[0] and it[1].name not in self.scale.curves)
+        trained.sort(key=lambda it: it[0] != self.scale.seeds[0] and self._has_no_curve(it[1]))
         return [self._row(one, seed, self.rate(one, rates)) for seed, one in trained]
 
     def _row(self, one: Row, seed: int, rate: float | None) -> list[Job]:
@@ -275,19 +297,22 @@ class Study:
     def curves(self, rates: Mapping[str, float]) -> list[list[Job]]:
         """Return chains of jobs: the trainings whose checkpoints are measured, each with that, and LongBench if its
         data are given."""
-        first, rows = self.scale.seeds[0], [self.scale.row(name) for name in self.scale.curves]
-        chains = [[self._train(one, first, self.rate(one, rates)), self._curve(one, rates)] for one in rows]
+        chains = [self._curve(one, rates) for one in self._measured_over_training()]
         return [*chains, *([job] for job in self._longbench(rates))]
+
+    def _measured_over_training(self) -> list[Row]:
+        return [self.scale.row(name) for name in self.scale.curves]
 
     def curve(self, name: str) -> Path:
         """Return the folder of a curve."""
         return self.folder / "curves" / name
 
-    def _curve(self, trained: Row, rates: Mapping[str, float]) -> Job:
-        folder, seed = self.curve(trained.name), self.scale.seeds[0]
+    def _curve(self, trained: Row, rates: Mapping[str, float]) -> list[Job]:
+        """The training of a row and the measurement of its checkpoints."""
+        folder, seed, rate = self.curve(trained.name), self.scale.seeds[0], self.rate(trained, rates)
         task = self.scale.curve_task
         over = {"niah": ("--retrieval",), "qa": ("--data", str(self.data("validation")), "qa.max_new_tokens=32")}
-        return self._job(
+        measure = self._job(
             "logoeval",
             folder,
             task,
@@ -295,10 +320,11 @@ class Study:
             str(self.scale.recipe),
             *over[task],
             "--checkpoints",
-            str(self.run(trained, seed, self.rate(trained, rates)) / "checkpoints"),
+            str(self.run(trained, seed, rate) / "checkpoints"),
             *self.scale.curve,
             *self.extra.get(f"logoeval {task}", ()),
         )
+        return [self._train(trained, seed, rate), measure]
 
     def _longbench(self, rates: Mapping[str, float]) -> Iterator[Job]:
         if self.longbench is None:

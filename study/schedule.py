@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,11 @@ class Journal:
             seconds = {"seconds": round(taken.seconds, 1), "cpu_seconds": round(taken.cpu_seconds, 1)}
             self._log.append({**record, **seconds, "peak_gib": round(taken.peak_gib, 2)})
 
+    def number_done(self) -> int:
+        """Return the number of commands that succeeded."""
+        with self._lock:
+            return len({record["command"] for record in self._log.values() if record["ok"]})
+
     def taken(self, job: Job) -> Taken:
         """Return the time of all attempts of a command together, and their peak memory."""
         attempts = self._attempts(job)
@@ -73,17 +78,20 @@ class Journal:
             return [record for record in self._log.values() if record["command"] == job.command]
 
 
-def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journal: Journal) -> None:
-    """Run the jobs that are not done, ``workers`` chains at a time.
+def run_jobs(
+    queues: Sequence[Iterable[Sequence[Job]]], workers: int, folder: Path, journal: Journal, total: int
+) -> None:
+    """Run the jobs that are not done, ``workers`` queues at a time.
 
-    The jobs of a chain run one after the other, because each may read what those before it wrote. A training is not run
-    if all that follows it is done: its folder may be gone. The output of every job goes to ``folder/logs``.
+    A queue holds chains of jobs, which run one after the other. It may be a generator, which decides on a chain when
+    those before it are done. Within a chain each job may read what those before it wrote. A training is not run if all
+    that follows it in its chain is done: its folder may be gone. The output of every job goes to ``folder/logs``.
+    ``total`` is the number of all jobs of the study.
 
     Raises:
         UserError: a job failed; the other running jobs have ended.
         KeyboardInterrupt: the running jobs were told to stop; they continue when the study is run again.
     """
-    jobs = [job for chain in chains for job in chain]
     threads = max(1, (os.cpu_count() or 1) // workers)
     running: set[subprocess.Popen[bytes]] = set()
     stopping = threading.Event()
@@ -91,8 +99,7 @@ def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journa
     def run(job: Job) -> None:
         if stopping.is_set() or journal.is_done(job):
             return
-        place = f"{jobs.index(job) + 1} of {len(jobs)}"
-        note(f"[{place}] {job.command}")
+        note(f"[{journal.number_done()} of {total} done] {job.command}")
         started = time.monotonic()
         log = folder / "logs" / f"{job.name.replace('/', '-')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +118,9 @@ def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journa
         taken = Taken(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
         journal.add(job, ok=process.returncode == 0, taken=taken)
         if process.returncode == 0:
-            note(f"[{place}] {job.name}: {taken.seconds:.0f} s, {taken.peak_gib:.1f} GiB")
+            note(
+                f"[{journal.number_done()} of {total} done] {job.name}: {taken.seconds:.0f} s, {taken.peak_gib:.1f} GiB"
+            )
         elif not stopping.is_set():
             stopping.set()
             raise UserError(
@@ -120,15 +129,16 @@ def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journa
                 mend="mend it and run the same command again; what is done is kept",
             )
 
-    def run_chain(chain: Sequence[Job]) -> None:
-        for number, job in enumerate(chain, 1):
-            following = chain[number:]
-            if job.program == "logotrain" and following and all(map(journal.is_done, following)):
-                continue
-            run(job)
+    def run_queue(queue: Iterable[Sequence[Job]]) -> None:
+        for chain in queue:
+            for number, job in enumerate(chain, 1):
+                following = chain[number:]
+                if job.program == "logotrain" and following and all(map(journal.is_done, following)):
+                    continue
+                run(job)
 
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(run_chain, chain) for chain in chains]
+        futures = [pool.submit(run_queue, queue) for queue in queues]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:

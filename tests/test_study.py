@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import load_recipe
 from logodata.recipe.settings import BuildRecipe
@@ -197,11 +199,11 @@ def test_what_ended_well_is_not_run_again_and_what_failed_is(tmp_path: Path) -> 
     good, bad = _job("good", append), _job("bad", f"{append}; assert len(open({str(count)!r}).read()) > 2")
     journal = Journal(tmp_path)
     with pytest.raises(UserError, match=r"bad ended with code 1: AssertionError"):
-        run_jobs([[good], [bad]], 1, tmp_path, journal)
+        run_jobs([[[good]], [[bad]]], 1, tmp_path, journal, 2)
     assert count.read_text() == "xx"
     assert journal.is_done(good)
     assert not journal.is_done(bad)
-    run_jobs([[good], [bad]], 1, tmp_path, Journal(tmp_path))  # another process would read the same journal
+    run_jobs([[[good]], [[bad]]], 1, tmp_path, Journal(tmp_path), 2)  # another process would read the same journal
     assert count.read_text() == "xxx"
     assert Journal(tmp_path).is_done(bad)
     lines = [json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines()]
@@ -214,7 +216,7 @@ def test_what_ended_well_is_not_run_again_and_what_failed_is(tmp_path: Path) -> 
 def test_a_job_whose_command_changed_is_run_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     (tmp_path / "a").mkdir()
-    run_jobs([[_job("a", "pass")]], 1, tmp_path, journal)
+    run_jobs([[[_job("a", "pass")]]], 1, tmp_path, journal, 1)
     assert journal.is_done(_job("a", "pass"))
     assert not journal.is_done(_job("a", "1 + 1"))
 
@@ -223,13 +225,13 @@ def test_a_training_that_is_measured_is_not_run_again_though_its_folder_is_gone(
     training = Job("run", "logotrain", ("recipes",))  # prints its error and ends with 2, if it is run
     measuring = _job("measured", "pass")
     (tmp_path / "measured").mkdir()
-    run_jobs([[measuring]], 1, tmp_path, Journal(tmp_path))
-    run_jobs([[training, measuring]], 1, tmp_path, Journal(tmp_path))
+    run_jobs([[[measuring]]], 1, tmp_path, Journal(tmp_path), 2)
+    run_jobs([[[training, measuring]]], 1, tmp_path, Journal(tmp_path), 2)
     with pytest.raises(UserError, match="run ended with code 2"):
-        run_jobs([[training]], 1, tmp_path, Journal(tmp_path))
+        run_jobs([[[training]]], 1, tmp_path, Journal(tmp_path), 2)
     (tmp_path / "measured").rmdir()
     with pytest.raises(UserError, match="run ended with code 2"):
-        run_jobs([[training, measuring]], 1, tmp_path, Journal(tmp_path))
+        run_jobs([[[training, measuring]]], 1, tmp_path, Journal(tmp_path), 2)
 
 
 def test_what_needs_no_training_data_runs_beside_their_build(tmp_path: Path) -> None:
@@ -253,6 +255,38 @@ def test_seeds_of_what_most_claims_are_about_come_first(tmp_path: Path) -> None:
     assert len(order) == 1 + 3 * (len(scale.rows) - 1)
 
 
+def test_a_method_is_measured_at_the_rate_that_its_own_pilots_chose(tmp_path: Path) -> None:
+    study = Study(SCALES["large"], tmp_path)
+    chosen: dict[str, float] = {}
+    partial, logo, full, *_ = study.methods(lambda: chosen)
+    assert [[job.name for job in next(partial)] for _ in range(2)] == [
+        ["runs/sft-partial-lr0.0005-seed0", "validation/sft-partial-lr0.0005"],
+        ["runs/sft-partial-lr0.002-seed0", "validation/sft-partial-lr0.002"],
+    ]
+    chosen["sft-partial"] = 5e-4  # as the last validation says
+    assert [[job.name for job in chain] for chain in partial] == [
+        ["runs/sft-partial-lr0.0005-seed0", "eval/sft-partial-seed0"],
+        ["runs/sft-partial-lr0.0005-seed0", "curves/sft-partial"],
+    ]
+    assert [job.name for chain in logo for job in chain][-1] == "curves/logo"
+    assert [job.name for chain in full for job in chain][-1] == "eval/sft-full-seed0"
+    methods = [job for queue in study.methods(lambda: RATES) for chain in queue for job in chain]
+    assert {job.name for job in study.pilots()} < {job.name for job in methods}
+    assert {job.command for job in methods} < {job.command for job in all_jobs(study, RATES)}
+
+
+def test_a_queue_decides_on_a_chain_when_those_before_it_are_done(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+
+    def queue() -> Iterator[list[Job]]:
+        yield [_job("a", f"open({str(trace)!r}, 'w').write('b')")]
+        yield [_job(trace.read_text(), f"open({str(trace)!r}, 'a').write('c')")]
+
+    run_jobs([queue()], 1, tmp_path, Journal(tmp_path), 2)
+    assert trace.read_text() == "bc"
+    assert [record["name"] for record in AppendLog(tmp_path / "jobs.jsonl").values()] == ["a", "b"]
+
+
 def test_a_chain_keeps_its_order_and_ends_where_a_job_failed(tmp_path: Path) -> None:
     """With two workers the second chain runs beside the first, whose next job starts when the one before it ended."""
     trace = tmp_path / "trace"
@@ -266,5 +300,5 @@ def test_a_chain_keeps_its_order_and_ends_where_a_job_failed(tmp_path: Path) -> 
         _job("c", write("c")),
     ]
     with pytest.raises(UserError, match=r"b ended with code 1: ZeroDivisionError"):
-        run_jobs([first, [_job("d", write("d"))]], 2, tmp_path, Journal(tmp_path))
+        run_jobs([[first], [[_job("d", write("d"))]]], 2, tmp_path, Journal(tmp_path), 4)
     assert trace.read_text().replace("d", "") == "ab"

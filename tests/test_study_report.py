@@ -316,7 +316,7 @@ def test_a_report_is_made_again_from_the_measurements_beside_it(tmp_path: Path, 
     assert {"eval/logo-seed2/predictions/qa.jsonl", "curves/logo/results.json", "jobs.jsonl"} <= set(held)
     assert not [name for name, text in held.items() if asked[0]["question"] in text]
 
-    arguments = ["large", "--measured", str(kept), "--so-far", "--output", str(tmp_path / "again")]
+    arguments = ["large", "--cache", "none", "--measured", str(kept), "--so-far", "--output", str(tmp_path / "again")]
     arguments += ["--fairytaleqa", str(corpus), "--report", str(tmp_path / "second")]
     assert main(arguments) == 0
     pages = [(tmp_path / name / "README.md").read_text().split("## Data")[0] for name in ("report", "second")]
