@@ -60,9 +60,9 @@ class Journal:
             self._log.append({**record, **seconds, "peak_gib": round(taken.peak_gib, 2)})
 
     def number_done(self) -> int:
-        """Return the number of commands that succeeded."""
+        """Return the number of jobs that succeeded."""
         with self._lock:
-            return len({record["command"] for record in self._log.values() if record["ok"]})
+            return len({record["name"] for record in self._log.values() if record["ok"]})
 
     def taken(self, job: Job) -> Taken:
         """Return the time of all attempts of a command together, and their peak memory."""
