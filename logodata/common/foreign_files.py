@@ -47,9 +47,10 @@ _BINARY = (
 _HEAD = 8192
 
 _BESIDE = re.compile(
-    r"(?:readme|licen[cs]e|notice|copying|changelog)\b.*|dataset_infos?\.json|dataset_dict\.json|state\.json"
+    r"(?:readme|licen[cs]e|notice|copying|changelog)(?:[._-][a-z]{2}(?:[_-][a-z]{2,4})?)?(?:\.(?:md|txt|rst))?"
+    r"|dataset_infos?\.json|dataset_dict\.json|state\.json"
 )
-"""Names of files that lie beside data and are not data."""
+"""Names of files that lie beside data and are not data, such as ``README_zh.md``; ``Notice of Termination.txt`` is."""
 
 
 def check_is_text(file: Path, shown: str, *, markup: bool = False, read: Collection[str] = ()) -> None:
@@ -114,10 +115,15 @@ def count_endings(files: Iterable[Path]) -> str:
 
 
 def note_left_out(folder: Path, taken: Collection[Path], read: str) -> None:
-    """Print a note, once, on the files of a folder and its subfolders that are not ``taken``. Hidden files, and those
-    beside data, are not mentioned. ``read`` says what is read, such as ``.txt and .md files``."""
-    places = {file.resolve() for file in taken}
-    left = [file for file in visible_files(folder) if file.resolve() not in places and not is_beside_data(file)]
+    """Print a note, once, on the files of a folder and its subfolders that are not ``taken``. Hidden files are not
+    mentioned, and of those beside data only those that could be taken for data. ``read`` says what is read, such as
+    ``.txt and .md files``."""
+    places, endings = {file.resolve() for file in taken}, {file.suffix.lower() for file in taken}
+    others = [file for file in visible_files(folder) if file.resolve() not in places]
+    left = [file for file in others if not is_beside_data(file)]
+    beside = sorted(file.name for file in others if is_beside_data(file) and file.suffix.lower() in endings)
+    if beside:
+        _note_once(f"{folder}: left out what describes the data, by its name: {', '.join(beside)}")
     if left:
         commands, total = how_to_convert(sorted({file.suffix.lower() for file in left})), len(left) + len(places)
         _note_once(

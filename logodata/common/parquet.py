@@ -9,7 +9,7 @@ statistics are damaged.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from logodata.common.json_files import too_long
 
 
 def parquet_rows(
-    file: Path, shown: str, *, mend: str, wanted: Collection[str] = ()
+    file: Path, shown: str, *, mend: str, wanted: Callable[[str], bool] = lambda _: True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place (``shown:row 1``) and the content of each row of a parquet file.
 
@@ -35,7 +35,7 @@ def parquet_rows(
     try:
         # As bytes: pyarrow takes no name that is not UTF-8.
         with pa.OSFile(os.fsencode(file)) as source, pq.ParquetFile(source) as table:
-            names = [name for name in table.schema_arrow.names if name in wanted]
+            names = [name for name in table.schema_arrow.names if wanted(name)]
             batches = table.iter_batches(batch_size=1, columns=names or None, use_threads=False)
             for number, batch in enumerate(batches, 1):
                 where = f"{shown}:row {number}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 
@@ -129,9 +130,27 @@ def visible_files(folder: Path, suffixes: Collection[str] = (), *, below: bool =
     """Yield the files of a folder that are not hidden (:func:`is_hidden`), in no order.
 
     ``suffixes`` are the extensions to take, in lower case; empty takes every file. ``below`` includes the files of
-    subfolders.
+    subfolders, also of linked ones, each of which is entered once.
+
+    Raises:
+        UserError: A folder may not be read.
     """
-    for file in folder.rglob("*") if below else folder.glob("*"):
-        wanted = not suffixes or file.suffix.lower() in suffixes
-        if wanted and not is_hidden(file.relative_to(folder)) and file.is_file():
-            yield file
+    entered = set[tuple[int, int]]()
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return
+        mend = "allow it to be read, or give another folder"
+        raise UserError(f"cannot read: {error.strerror}", where=str(error.filename), mend=mend) from error
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()  # a link to a folder that holds it
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if below and not is_hidden(Path(name)))
+        for file in (Path(place, name) for name in names):
+            wanted = not suffixes or file.suffix.lower() in suffixes
+            if wanted and not is_hidden(Path(file.name)) and file.is_file():
+                yield file

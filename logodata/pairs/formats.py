@@ -117,8 +117,10 @@ def pair_rows(opened: PairRows) -> Callable[[], Iterator[PairRow]]:
     return lambda: (PairRow(row, where, opened.columns, opened.is_table, opened.tags) for where, row in opened.rows())
 
 
-def recognise(rows: Iterable[PairRow], shown: str, columns: Mapping[str, str]) -> Recognised:
-    """Return the form that all rows have, but for those that lack a column of their own.
+def recognise(
+    rows: Iterable[PairRow], shown: str, columns: Mapping[str, str], given: PairFormat | None = None
+) -> Recognised:
+    """Return the form that all rows have, but for those that lack a column of their own: the ``given`` one, if any.
 
     Raises:
         UserError: There is no row, the rows have several forms, none of a known form, or a column that was named is in
@@ -133,7 +135,7 @@ def recognise(rows: Iterable[PairRow], shown: str, columns: Mapping[str, str]) -
         first = first or row
         for field in [field for field in unseen if row[field] is not None]:
             del unseen[field]
-        form = form_of(row)
+        form = given or form_of(row)
         if form is not None:
             places.setdefault(form, []).append(row.where)
     if first is None:

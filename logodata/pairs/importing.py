@@ -142,13 +142,9 @@ class _Import:
 
     def _recognise(self) -> _Kind:
         recipe = self._recipe
-        if recipe.format == "auto":
-            found = recognise(self._rows(), recipe.path, self._opened.columns)
-            form, num_rows = found.form, found.num_rows
-        else:
-            form, num_rows = recipe.format, sum(1 for _ in self._rows())
-            if not num_rows:
-                raise UserError("holds no pair", where=recipe.path, mend="write one JSON object a line")
+        given = None if recipe.format == "auto" else recipe.format
+        found = recognise(self._rows(), recipe.path, self._opened.columns, given)
+        form, num_rows = found.form, found.num_rows
         if form == "ratings" and (count := sum(map(has_own_system, self._rows()))):
             note(
                 f"{recipe.path}: completions of {count} rows were written under system prompts of their own "

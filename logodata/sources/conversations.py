@@ -100,7 +100,7 @@ def shape_of(row: Mapping[str, Any]) -> Shape:
         return "conversations"
     if has("prompt") and has(*_COMPLETIONS) and not has("context", "document", *aliases("question")):
         return "conversations"
-    if any(isinstance(parts := row.get(name), list) and _has_contexts(parts) for name in ("paragraphs", "data")):
+    if any(isinstance(parts := row.get(name), list) and _has_contexts(parts[:1]) for name in ("paragraphs", "data")):
         return "squad"
     if has(*aliases("context"), *PARTS):
         return "plain"
@@ -297,8 +297,7 @@ def _join_parts(parts: Sequence[Any], where: str) -> str:
 
 
 def _has_contexts(parts: Sequence[Any]) -> bool:
-    first = parts[0] if parts else None
-    return isinstance(first, dict) and ("qas" in first or "paragraphs" in first)
+    return bool(parts) and all(isinstance(part, dict) and ("qas" in part or "paragraphs" in part) for part in parts)
 
 
 def _without_instruction(question: str) -> str:

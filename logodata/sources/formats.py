@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from logodata.common.errors import UserError
@@ -52,6 +52,9 @@ _PLAIN_TABLES = (*_JSON_SUFFIXES, *CSV_SUFFIXES)
 TABLE_SUFFIXES = (".parquet", *_PLAIN_TABLES, ".arrow")
 _SUFFIXES: Mapping[str, tuple[str, ...]] = {"text": TEXT_SUFFIXES, "documents": SUFFIXES, "csv": CSV_SUFFIXES}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SPLITS = frozenset(("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"))
+"""Names of splits, by which ``datasets`` finds them in a folder."""
+
 _WRITE_AGAIN = "write the file again"
 _NAME_FORMAT = "set source.format=jsonl, csv, parquet, text or documents"
 _A_TABLE = "give a JSON, CSV or parquet file, named by its ending, or a data set"
@@ -83,11 +86,10 @@ def open_source(settings: SourceSettings) -> Opened:
     from logodata.common.console import note
 
     container = _container(settings)
-    if container != "hub":
-        for name in ("split", "subset"):
-            if getattr(settings, name) is not None:
-                mend = f"drop source.{name}, or set source.format=hub"
-                raise UserError(f"a source of format {container} has no {name}", where=settings.path, mend=mend)
+    for name in ("split", "subset"):
+        if getattr(settings, name) is not None and not _may_have(name, settings, container):
+            mend = f"drop source.{name}, or set source.format=hub"
+            raise UserError(f"a source of format {container} has no {name}", where=settings.path, mend=mend)
     if container in ("text", "documents"):
         return _open_documents(settings, container)
     rows = _raw_rows(settings, container)
@@ -108,6 +110,11 @@ def open_source(settings: SourceSettings) -> Opened:
         note(f"{settings.path}: read as {container}{_form(settings, container)}{found}")
     questions = open_questions(settings) if settings.questions is not None else None
     return Opened(_shaped(rows, shape, kind_of(settings.path)), container, shape, columns, questions)
+
+
+def _may_have(name: str, settings: SourceSettings, container: Container) -> bool:
+    """Whether a source may have a ``split`` or a ``subset``. A folder of CSV tables has splits by their names."""
+    return container == "hub" or (name == "split" and container == "csv" and settings.file.is_dir())
 
 
 def _open_documents(settings: SourceSettings, container: Container) -> Opened:
@@ -208,8 +215,8 @@ def _note_left_out(settings: SourceSettings, container: Container) -> None:
     if not folder.is_dir():
         return
     if container == "csv":
-        suffixes = _SUFFIXES[container]
-        note_left_out(folder, files_of(folder, suffixes), f"{' and '.join(suffixes)} files")
+        of_split = f" of split {settings.split}" if settings.split else ""
+        note_left_out(folder, _csv_files(settings), f"{' and '.join(_SUFFIXES[container])} files{of_split}")
     elif settings.subset is None and (files := hub_files(folder)):
         note_left_out(folder, files, f"{' and '.join(sorted({file.suffix for file in files}))} files")
 
@@ -245,7 +252,7 @@ def source_fingerprint(settings: SourceSettings) -> str:
         files = [(file, file.relative_to(folder)) for file in (*documents, *tables)]
         converted = {file.suffix.lower() for file in documents} & set(CONVERTED_SUFFIXES)
     elif container == "csv":
-        found = files_of(folder, CSV_SUFFIXES)
+        found = _csv_files(settings)
         files = [(file, file.relative_to(folder) if len(found) > 1 else Path()) for file in found]
     elif container != "hub":
         files = [(source_file(settings.path), Path())]
@@ -404,8 +411,19 @@ def open_rows(
         files = count_endings(visible_files(folder)) or "none"
         raise UserError(f"holds no table (files: {files})", where=settings.path, mend=_A_TABLE)
     container = _container(settings, otherwise=_A_TABLE)
+    if container == "documents" and not _documents_in(folder, SUFFIXES, tables := _tables_in(folder)):
+        # Compressed tables, which the hub's library does not read from a folder.
+        parts = [
+            settings.model_copy(update={"path": str(file), "split": None})
+            for file in _of_split(tables, settings, name_split)
+        ]
+        opened = [open_rows(part, columns, name_split) for part in parts]
+        if len(found := {inner for _, inner in opened}) == 1:
+            return lambda: (row for rows, _ in opened for row in rows()), found.pop()
     if container in ("text", "documents"):
         raise UserError("documents, not a table", where=settings.path, mend=_A_TABLE)
+    if settings.subset is not None and container != "hub":
+        raise UserError(f"a table of format {container} has no subset", where=settings.path, mend="leave subset out")
     return _raw_rows(settings, container, columns, (), name_split), container
 
 
@@ -418,22 +436,47 @@ def _raw_rows(
 ) -> Callable[[], Iterator[Row]]:
     path = settings.path
     columns = settings.columns if columns is None else columns
-    wanted = {*wanted, *columns.values()} if wanted else set()
-    wanted |= {form for name in wanted for form in (name.capitalize(), name.upper())}
+    names = {name.strip().lower() for name in (*wanted, *columns.values())} if wanted else None
     if container == "jsonl":
         file = source_file(path)
         return lambda: json_rows(file, path)
     if container == "csv":
-        files = files_of(settings.file, CSV_SUFFIXES)
+        files = _csv_files(settings, name_split)
         shown = {file: path if len(files) == 1 else str(file) for file in files}
-        encoding, as_text = settings.encoding, not wanted  # other records than documents have their own lists
+        encoding, as_text = settings.encoding, names is None  # other records than documents have their own lists
         return lambda: (
             row for file in files for row in csv_rows(file, shown[file], columns, encoding, as_text=as_text)
         )
+
+    def is_wanted(column: str) -> bool:  # as column_of finds it
+        return names is None or column.strip().lower() in names
+
     if container == "parquet":
-        return lambda: parquet_rows(settings.file, path, mend=_WRITE_AGAIN, wanted=wanted)
+        return lambda: parquet_rows(settings.file, path, mend=_WRITE_AGAIN, wanted=is_wanted)
     dataset, split = load_hub(path, settings.subset, settings.split, name_split)
-    return lambda: hub_rows(dataset, f"{path}[{split}]", wanted)
+    return lambda: hub_rows(dataset, f"{path}[{split}]", is_wanted)
+
+
+def _csv_files(settings: SourceSettings, name_split: str = NAME_SPLIT) -> list[Path]:
+    """Return the CSV tables that are read: a file, or those of a folder's split."""
+    files = files_of(settings.file, CSV_SUFFIXES)
+    return _of_split(files, settings, name_split) if settings.file.is_dir() else files
+
+
+def _of_split(files: list[Path], settings: SourceSettings, name_split: str) -> list[Path]:
+    """Return the tables of a folder that are of the split. Tables with names of splits are splits, as on the hub.
+
+    Raises:
+        UserError: There are several splits and none was named, or not the one that was.
+    """
+    names = {file: PurePath(file.stem).stem if file.suffix.lower() in PACKED_SUFFIXES else file.stem for file in files}
+    splits, split = sorted(set(names.values())), settings.split
+    if split is None and len(files) > 1 and not _SPLITS.isdisjoint(map(str.lower, splits)):
+        raise UserError(f"holds several splits: {', '.join(splits)}", where=settings.path, mend=f"{name_split}NAME")
+    if split is not None and split not in splits:
+        mend = f"{name_split}NAME, one of {', '.join(splits)}"
+        raise UserError(f"no split {split!r}", where=settings.path, mend=mend)
+    return [file for file, name in names.items() if split in (None, name)]
 
 
 def _is_parquet(file: Path) -> bool:

@@ -166,8 +166,11 @@ class _Reader:
     def add_questions(self, row: dict[str, Any], where: str) -> None:
         """Add a row of the questions' file."""
         doc_id = str(self._fields.get(row, "doc_id", where, (str, int)))
-        if doc_id not in self.entries and PurePath(doc_id).suffix.lower() in SUFFIXES:
-            doc_id = without_suffix(PurePath(doc_id))  # the file's name
+        if doc_id not in self.entries and (suffix := PurePath(doc_id).suffix.lower()) in SUFFIXES:
+            name = without_suffix(PurePath(doc_id))
+            # Only where it is that very file's name: report.txt is not report.pdf.
+            if name in self.entries and PurePath(self.entries[name].where).suffix.lower() == suffix:
+                doc_id = name
         for entry in self._asked(row, where, True):
             if doc_id in self.entries:
                 self._ask(doc_id, entry, where)

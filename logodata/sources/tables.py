@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,9 +60,9 @@ def hub_files(folder: Path) -> list[Path]:
     return [Path(file) for names in files.values() for file in names]
 
 
-def hub_rows(dataset: Dataset, shown: str, wanted: Collection[str]) -> Iterator[Row]:
+def hub_rows(dataset: Dataset, shown: str, wanted: Callable[[str], bool]) -> Iterator[Row]:
     """Yield the rows of a loaded data set. Only the ``wanted`` columns are read, unless it has none of them."""
-    names = [name for name in dataset.column_names if name in wanted]
+    names = [name for name in dataset.column_names if wanted(name)]
     for number, row in enumerate(dataset.select_columns(names) if names else dataset, 1):
         yield f"{shown}:row {number}", row
 

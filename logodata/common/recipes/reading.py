@@ -56,6 +56,8 @@ _EMBEDDED = "embedded"
 """The model of recipes that only show how things work."""
 _SHOWN_SETTINGS = 3
 
+_ESCAPE = re.compile(r"(?P<pair>\\ud[89ab]..\\ud[c-f]..)|\\.")
+
 _SHOWN_KEYS = 5
 _TOP_LEVEL = ("extends", "name", "description", "model", "seed", *_SECTIONS)
 
@@ -134,7 +136,16 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
 
 def as_overrides(fields: Mapping[str, object]) -> list[str]:
     """Return what options say of fields, by dotted key, as overrides; None says nothing."""
-    return [f"{key}={json.dumps(value, default=str)}" for key, value in fields.items() if value is not None]
+    return [f"{key}={_as_yaml(value)}" for key, value in fields.items() if value is not None]
+
+
+def _as_yaml(value: object) -> str:
+    """Return a value as JSON that YAML reads the same: what is beyond U+FFFF has two escapes in JSON, in YAML one."""
+
+    def escape(found: re.Match[str]) -> str:
+        return f"\\U{ord(json.loads(chr(34) + found[0] + chr(34))):08x}" if found["pair"] else found[0]
+
+    return _ESCAPE.sub(escape, json.dumps(value, default=str))
 
 
 def _read_layers(

@@ -19,7 +19,8 @@ _XML_HEAD = re.compile(r"\A\s*<\?xml[^>]*>")
 _AS_WINDOWS = ("iso8859-1", "ascii")
 """Pages that declare these are in Windows-1252 (WHATWG, Encoding, section 4.2)."""
 
-_INVISIBLE = ("script", "style", "template", "noscript", "head")
+_INVISIBLE = ("script", "style", "template", "noscript", "title", "meta", "link", "base")
+"""Not ``head`` as a whole: its end tag may be left out, and the parser then takes the body for a part of it."""
 _LOST = {
     "nav": "menus",
     **dict.fromkeys(("img", "svg", "canvas"), "images"),

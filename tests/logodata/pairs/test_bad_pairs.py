@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,23 @@ RATED: Row = {
     "completions": [{"response": "Four.", "overall_score": 5}, {"response": "Five.", "overall_score": 1}],
 }
 ALPACA: Row = {"instruction": "How many?", "chosen": "Four.", "rejected": "Five."}
+
+
+def tables(*names: str) -> Callable[[Path], str]:
+    """A folder of tables with one pair each, whose prompt is the table's name."""
+
+    def make(folder: Path) -> str:
+        (folder / "tables").mkdir()
+        for name in names:
+            text = f"prompt,chosen,rejected\n{name}, Four., Five.\n"
+            if "json" in name:
+                text = json.dumps({**GOOD, "prompt": name})
+            data = text.encode()
+            (folder / "tables" / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return str(folder / "tables")
+
+    return make
+
 
 REASONS: dict[str, tuple[Row, Row, str]] = {
     # beside a good row of the same form, a row and the reason why it is left out
@@ -319,6 +337,23 @@ LINES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
         ("columns.chosen=chosn",),
         "no row has a column 'chosn' (set columns.chosen=YOUR_COLUMN; did you mean 'chosen'?)",
     ),
+    "a column that is not there, of a form that was named": (
+        lines({"instruction": "a", "chosen": "b", "rejected": "c", "system_text": "d"}),
+        ("format=alpaca", "columns.system=sytem_text"),
+        "no row has a column 'sytem_text' (set columns.system=YOUR_COLUMN; did you mean 'system_text'?)",
+    ),
+    "a subset of a file": (lines(GOOD), ("subset=small",), "a table of format jsonl has no subset (leave subset out)"),
+    "tables of several splits": (
+        tables("train.csv", "test.csv"),
+        (),
+        "holds several splits: test, train (write {folder}/tables:NAME)",
+    ),
+    "packed tables of several splits": (
+        tables("train.jsonl.gz", "test.jsonl.gz"),
+        (),
+        "holds several splits: test, train (write {folder}/tables:NAME)",
+    ),
+    "packed tables and documents": (tables("train.jsonl.gz", "a.txt"), (), "documents, not a table"),
     "a field that is not there": (
         lines(GOOD),
         ("columns.better=chosen",),

@@ -19,6 +19,7 @@ from logodata.dataset.files import read_stats
 from logodata.dataset.samples import read_manifest, read_samples
 from logodata.prompts import encode_text
 from tests.logodata.dataset.test_export import make_sample, write_data
+from tests.logodata.pairs.test_bad_pairs import tables
 
 Row = dict[str, Any]
 Import = Callable[..., list[PreferenceSample]]
@@ -44,6 +45,32 @@ def imported(tmp_path: Path, tiny_model_dir: Path) -> Import:
         return read_samples(tmp_path / "out")
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("names", "name", "read"),
+    [
+        (("train.csv", "test.csv"), ":train", ["train.csv"]),
+        (("train.jsonl.gz", "test.jsonl.gz"), ":train", ["train.jsonl.gz"]),
+        (("b.jsonl.gz", "a.jsonl.gz"), "", ["a.jsonl.gz", "b.jsonl.gz"]),
+    ],
+)
+def test_a_folder_of_tables_and_one_of_its_splits(
+    names: tuple[str, ...], name: str, read: list[str], tmp_path: Path, imported: Import, tiny_tokenizer: Any
+) -> None:
+    folder = tables(*names)(tmp_path)
+    samples = imported(Path(folder + name))
+    assert [tiny_tokenizer.decode(sample.prompt_ids) for sample in samples] == read
+    assert read_manifest(tmp_path / "out").source.path == (f"{folder}[train]" if name else folder)
+
+
+def test_names_beyond_the_basic_plane(tmp_path: Path, tiny_model_dir: Path) -> None:
+    file = tmp_path / "\U0001f4da 𠮷 \\ud83d\\udcda.jsonl"
+    file.write_text(json.dumps({"prompt": "How many?", "chosen": " Four.", "rejected": " Five."}))
+    out = tmp_path / "\U0001f4da"
+    assert main(["import", str(file), "--model", str(tiny_model_dir), "-o", str(out)]) == 0
+    manifest = read_manifest(out)
+    assert manifest.source.path == str(file)
 
 
 # There and back -------------------------------------------------------------------------------------------------------

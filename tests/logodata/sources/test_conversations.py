@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
-from logodata.sources import SourceSettings, read_source
+from logodata.sources import SourceSettings, read_source, source_fingerprint
 from logodata.sources.conversations import from_conversation, split_message
 
 LONG = "Ann lives in the mill. " + "Nobody wrote anything else down on that day. " * 12
@@ -238,6 +238,7 @@ def test_where_no_document_can_be_told_the_form_is_shown(
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a turn holds image_url, not text"),
         ({"messages": [{"role": "tool", "content": "T"}]}, "a turn's role is 'tool'"),
         ({"data": [{"paragraphs": [{"context": "T", "qas": []}]}, {"title": "T"}]}, "no list of paragraphs"),
+        ({"data": [{"paragraphs": [{"context": "T", "qas": []}, None]}]}, "no list of paragraphs"),
     ],
 )
 def test_what_cannot_be_told_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
@@ -315,6 +316,31 @@ def test_a_table_of_questions_and_a_folder_of_tables(tmp_path: Path) -> None:
     expected = as_rows(SourceSettings(path=str(tmp_path / "rows.csv")))
     assert as_rows(SourceSettings(path=str(folder))) == expected
     assert as_rows(SourceSettings(path=str(tmp_path / "docs.jsonl"), questions=str(tmp_path / "qa.csv"))) == expected
+
+
+def test_tables_with_names_of_splits_are_splits(tmp_path: Path) -> None:
+    for name, row in zip(("train", "test"), TABLE, strict=False):
+        with open(tmp_path / f"{name}.csv", "w", newline="") as handle:
+            csv.writer(handle).writerows([list(row), list(row.values())])
+    path = str(tmp_path)
+    with pytest.raises(UserError, match=r"holds several splits: test, train \(set source\.split=NAME\)"):
+        read_source(SourceSettings(path=path))
+    with pytest.raises(UserError, match=r"no split 'dev' \(set source\.split=NAME, one of test, train\)"):
+        read_source(SourceSettings(path=path, split="dev"))
+    [document] = read_source(SourceSettings(path=path, split="train")).documents
+    assert document.text == TABLE[0]["context"]
+    settings = [SourceSettings(path=path, split=name) for name in ("train", "test")]
+    assert len(set(map(source_fingerprint, settings))) == 2
+
+
+def test_a_parquet_table_has_the_columns_that_a_csv_table_has(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"Doc_ID": "x", " Context ": "Ann lives here.", "Question": "Who?", "Answers": "Ann", "Question_ID": "q7"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    [document] = read_source(SourceSettings(path=str(tmp_path / "rows.parquet"))).documents
+    assert (document.doc_id, document.text, document.questions[0].id) == ("x", "Ann lives here.", "q7")
 
 
 def test_cells_that_pandas_writes(tmp_path: Path) -> None:
@@ -506,7 +532,7 @@ def test_questions_name_a_text_file_with_or_without_its_ending(
     ]
     assert [row.reason for row in source.rejected] == ["unknown_document"]
     said = capsys.readouterr().err
-    assert "1 questions are on documents that the source does not hold, such as 'c'; it holds 'a', 'b', ..." in said
+    assert "1 questions are on documents that the source does not hold, such as 'c.txt'; it holds 'a', 'b', ..." in said
 
 
 def test_pages_in_rows_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@ encodings."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,11 @@ def test_the_text_of_a_page(tmp_path: Path) -> None:
         "# Lamps\n\nSeven lamps & a_b*c.the quay\n\n- one\n- two\n\n| lamp | oil |\n| --- | --- |\n| red | 5 |"
     )
     assert found.lost == {"menus": 1, "images": 1, "tables flattened": 1, "media": 1}
+
+
+def test_a_page_may_leave_out_the_end_of_its_head(tmp_path: Path) -> None:
+    page = "<html><head><title>T</title><meta charset=utf-8><style>p {}</style><body><p>Seven lamps.</p>"
+    assert page_text(save(tmp_path, "a.html", page.encode()), None).text == "Seven lamps."
 
 
 def test_the_text_of_a_word_document(tmp_path: Path) -> None:
@@ -279,6 +286,60 @@ def test_tables_of_documents_and_of_questions_beside_files(tmp_path: Path, capsy
     said = capsys.readouterr().err.replace("\n", " ")
     assert "rows.jsonl.gz: read as jsonl (gzip)" in said
     assert "1 of 4 documents hold no question" in said
+
+
+def test_documents_with_names_like_a_readme_are_read_and_a_readme_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Notice of Termination.txt", "License Agreement 2024.txt", "README_zh.md", "report.md", "LICENSE"):
+        save(tmp_path, name, f"The text of {name}.".encode())
+    save(tmp_path, "license plates.csv", b"doc_id,question,answers\nreport,Whose?,r\n")
+    source = read_source(SourceSettings(path=str(tmp_path)))
+    assert {d.doc_id for d in source.documents} == {"Notice of Termination", "License Agreement 2024", "report"}
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "left out what describes the data, by its name: README_zh.md" in said
+
+
+def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
+    save(tmp_path, "elsewhere/b.txt", b"Bo.")
+    folder = tmp_path / "docs"
+    save(folder, "a.txt", b"Ann.")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(folder)
+    settings = SourceSettings(path=str(folder))
+    documents = read_source(settings, needs_questions=False).documents
+    assert {d.doc_id: d.text for d in documents} == {"a": "Ann.", "more/b": "Bo."}
+    before = source_fingerprint(settings)
+    save(tmp_path, "elsewhere/b.txt", b"Bob.")
+    assert source_fingerprint(settings) != before
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, "a.txt", b"Ann.")
+    save(tmp_path, "shut/b.txt", b"Bo.")
+    scandir = os.scandir  # the tests may run as root, who may read everything
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("shut"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"shut: cannot read: Permission denied \(allow it to be read"):
+        read_source(SourceSettings(path=str(tmp_path)), needs_questions=False)
+
+
+def test_a_question_on_another_file_is_not_put_on_one_of_the_same_stem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, "report.txt", b"Ann.")
+    save(tmp_path, "asked.csv", b"doc_id,question,answers\nreport.pdf,Who?,Bo\nreport.txt,Who?,Ann\nreport,Who?,Ann\n")
+    source = read_source(SourceSettings(path=str(tmp_path)))
+    assert [[q.answers for q in d.questions] for d in source.documents] == [[["Ann"], ["Ann"]]]
+    assert [(row.doc_id, row.reason) for row in source.rejected] == [("report.pdf", "unknown_document")]
+    assert "1 questions are on documents that the source does not hold, such as 'report.pdf'" in (
+        capsys.readouterr().err.replace("\n", " ")
+    )
 
 
 def test_files_that_differ_in_their_extension_keep_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
