@@ -105,12 +105,14 @@ def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> No
     """Print the resolved recipe, which can be run again, on stdout, the data's lengths and the plan on stderr."""
     from logodata.common.console import note, show
     from logotrain.inputs import check_inputs
+    from logotrain.plan.choices import check_strategy
     from logotrain.plan.cost import this_machine
     from logotrain.recipe.defaults import with_dtype, with_positions
 
     check_inputs(recipe, output)
     card, num_processes = this_machine()
     recipe = with_dtype(recipe, gpu=card != "cpu")
+    check_strategy(recipe, num_processes)
     quiet_transformers()  # before PEFT is imported
 
     from logotrain.pairs import imported_for_now

@@ -12,24 +12,24 @@ from logodata.models.adapters import check_adapter
 from logodata.models.loading import check_model, model_folder
 from logodata.pairs.rows import are_pairs
 from logotrain.recipe.settings import TrainRecipe
+from logotrain.run_files import data_paths, imported
 from logotrain.trackers import check_trackers
 
 
-def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
+def check_inputs(recipe: TrainRecipe, *outputs: Path | None, run: Path | None = None) -> None:
     """Check that the data set, if there is one, and the model exist, and that no output lies inside of them. Pairs that
-    are to be imported are checked when they are.
+    are to be imported are checked when they are. Those that the folder ``run`` holds already may be gone.
 
     Raises:
         UserError: the data set or the model does not exist or is not one, or an output lies inside of one.
     """
-    held_out = recipe.data.validation if isinstance(recipe.data.validation, Path) else None
-    mix = recipe.data.mix.path if recipe.data.mix else None
-    given = (recipe.data.path, held_out, mix)
-    for folder in given:
-        if folder is not None and not are_pairs(str(folder)):
+    given = dict(data_paths(recipe))
+    there = dict(data_paths(recipe if run is None else imported(recipe, run)))
+    for field, folder in there.items():
+        if folder == given[field] and not are_pairs(str(folder)):
             sample_files(folder)
             read_manifest(folder)
-    if recipe.data.pairs is not None and not any(folder and are_pairs(str(folder)) for folder in given):
+    if recipe.data.pairs is not None and there == given and not any(are_pairs(str(path)) for path in given.values()):
         raise UserError("data.pairs says how pairs are read, and there are none", mend="leave it out, or give pairs")
     check_model(recipe.model)
     start = recipe.lora.init_adapter
@@ -39,9 +39,9 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
     if start is not None:
         check_adapter(start)
     inputs = (
-        ("the data set", recipe.data.path),
-        ("the held-out data", held_out),
-        ("the data of data.mix", mix),
+        ("the data set", given.get("path")),
+        ("the held-out data", given.get("validation")),
+        ("the data of data.mix", given.get("mix")),
         ("the model", model_folder(recipe.model)),
         ("the adapter", start),
     )
@@ -63,7 +63,7 @@ def check_run(recipe: TrainRecipe, out: Path) -> None:
         raise UserError(
             f"optimizer.name={recipe.optimizer.name}: bitsandbytes is not installed", mend="pip install bitsandbytes"
         )
-    check_inputs(recipe, out)
+    check_inputs(recipe, out, run=out)
 
 
 def check_merge(model: str, adapter: Path, out: Path) -> None:

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.dataset.samples import is_data_set
+from logodata.contract import ImportManifest
+from logodata.dataset.samples import is_data_set, read_manifest
 from logodata.pairs.rows import are_pairs
 from logotrain.recipe.settings import TrainRecipe, uses_short_prompt
-
-FOLDERS = {"path": "data", "validation": "validation-data", "mix": "mix-data"}
-"""The folders of a run that imported pairs lie in, by the fields of ``data`` that may name pairs."""
+from logotrain.run_files import FOLDERS, data_paths, imported
 
 
-def imported(recipe: TrainRecipe, out: Path) -> TrainRecipe:
-    """Return ``recipe`` with data sets in place of pairs, which are in ``out``. Other data stay as they are.
-
-    Nothing is written, see :func:`import_data`.
-    """
-    found: dict[str, object] = {}
-    for field, path in _paths(recipe):
-        # A run goes on, and is finished, also where its pairs are not there any more.
-        was_imported = (out / FOLDERS[field] / "manifest.json").is_file() and not is_data_set(path)
-        if was_imported or are_pairs(str(path)):
-            mix, folder = recipe.data.mix, out / FOLDERS[field]
-            found[field] = mix.model_copy(update={"path": folder}) if mix and field == "mix" else folder
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}) if found else recipe
-
-
-def import_data(recipe: TrainRecipe, out: Path) -> None:
+def import_data(recipe: TrainRecipe, out: Path, *, started: bool = False) -> None:
     """Import the pairs of ``recipe``, if it has any, into folders in ``out``. A finished import is only compared with
-    the pairs.
+    the pairs. Before the run is ``started``, one of other pairs or settings is made again.
 
     Raises:
         UserError: see :func:`logodata.pairs.importing.import_pairs` and
             :func:`logotrain.data.loading.checked_target_length`; or the pairs are others than those of the folder.
     """
-    for field, path in _paths(recipe):
+    for field, path in data_paths(recipe):
         if are_pairs(str(path)):
             if uses_short_prompt(recipe.objective):
                 what = f"objective.name={recipe.objective.name} needs critical chunks, which pairs do not have"
@@ -56,17 +41,22 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
             window = checked_target_length(recipe, scaled_config(load_config(recipe.model), recipe.rope))
             how = recipe.data.pairs.model_dump() if recipe.data.pairs else {}
             settings = ImportRecipe(path=str(path), model=recipe.model, window=window, **how)
-            import_pairs(settings, out / FOLDERS[field], section="data.pairs.")
+            folder = out / FOLDERS[field]
+            try:
+                import_pairs(settings, folder, section="data.pairs.")
+            except UserError:
+                if started or not _is_import(folder):
+                    raise
+                shutil.rmtree(folder)
+                import_pairs(settings, folder, section="data.pairs.")
+
+
+def _is_import(folder: Path) -> bool:
+    return is_data_set(folder) and isinstance(read_manifest(folder), ImportManifest)
 
 
 _SETTINGS = {"path": "--data", "validation": "data.validation", "mix": "data.mix.path"}
-"""What names each of the :func:`_paths`."""
-
-
-def _paths(recipe: TrainRecipe) -> Iterator[tuple[str, Path]]:
-    data = recipe.data
-    values = {"path": data.path, "validation": data.validation, "mix": data.mix and data.mix.path}
-    yield from ((field, value) for field, value in values.items() if isinstance(value, Path))
+"""What names each of the :func:`data_paths`."""
 
 
 @contextmanager

@@ -68,7 +68,8 @@ class World:
         """Run ``action`` on the main process while the others wait, and return its result on every process.
 
         Raises:
-            UserError: ``action`` raised it; every process raises it.
+            UserError, OSError: ``action`` raised it; every process raises it.
+            RuntimeError: ``action`` raised something else, which the main process raises.
         """
         if self.size == 1:
             return action()
@@ -78,8 +79,12 @@ class World:
         if self.is_main:
             try:
                 outcome[0] = action()
-            except UserError as error:
+            except (UserError, OSError) as error:
                 outcome[1] = error
+            except Exception as error:
+                # The others must not wait, and what is raised may not be one that can be sent.
+                distributed.broadcast_object_list([None, RuntimeError(f"the main process failed: {error!r}")], src=0)
+                raise
         distributed.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
             raise outcome[1]
@@ -129,6 +134,11 @@ def launched() -> Iterator[World]:
 
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     if torch.cuda.is_available():
+        started, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if started > there:  # all processes find it, and one tells
+            raise UserError(
+                f"{started} processes on this machine, which has {there} GPUs", mend=f"--nproc-per-node {there}"
+            )
         torch.cuda.set_device(world.local_rank)
     if distributed.is_initialized():
         yield world

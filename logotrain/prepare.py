@@ -22,7 +22,7 @@ from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
 from logotrain.model.sharded_loading import Shares, why_whole
 from logotrain.parallel import World, shard
-from logotrain.plan.choices import check_context_size, check_recompute, check_strategy, choose_step
+from logotrain.plan.choices import check_context_size, check_recompute, check_strategy, choose_step, least_memory
 from logotrain.plan.cost import CARDS, this_machine
 from logotrain.plan.memory import gigabytes
 from logotrain.plan.shape import ModelShape, layer_weights, model_shape
@@ -76,14 +76,6 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     check_recompute(recompute, attention.by)
     # One process has nothing to share; only FSDP's mixed precision keeps float32 weights and computes in bfloat16.
     sharded = recipe.mixed_precision or (world.size > 1 and strategy == "shard")
-    if sharded and recipe.tuning == "qlora":
-        raise UserError("4-bit weights cannot be sharded", mend="set parallel.strategy=replicate, or tuning=lora")
-    if sharded and recipe.optimizer.name != "adamw":
-        raise UserError(
-            f"optimizer.name={recipe.optimizer.name} cannot update sharded weights",
-            mend="set parallel.strategy=replicate, or optimizer.name=adamw",
-        )
-
     shares = _shares(recipe, world, config, shape, tried=traits.tried) if sharded else None
     model = LogprobModel(
         load_trainable(recipe, torch.device("cpu") if sharded else world.device, shares),
@@ -157,7 +149,7 @@ def _decide(
         return strategy, recipe.recompute, size
     if isinstance(shape, str):
         # What is left to choose is chosen without an estimate: the least memory.
-        strategy = ("shard" if recipe.tuning == "full" else "replicate") if strategy == "auto" else strategy
+        strategy = least_memory(recipe) if strategy == "auto" else strategy
         recompute = "full" if recipe.recompute == "auto" else recipe.recompute
         note(f"strategy: {strategy}, recompute: {recompute} (memory is not estimated: {shape})")
         return strategy, recompute, size

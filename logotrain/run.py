@@ -18,20 +18,23 @@ from logodata.dataset.samples import read_manifest
 from logodata.models.adapters import ADAPTER_FILES
 from logotrain.inputs import check_run
 from logotrain.metrics import MetricsLog, StepRecord, describe_change
-from logotrain.pairs import import_data, imported
+from logotrain.pairs import import_data
 from logotrain.recipe.defaults import dtype_of_run, with_positions
 from logotrain.recipe.settings import TrainRecipe, ValidationSettings, uses_short_prompt
-from logotrain.validation import VALIDATION_FILE, ValidationRecord, best_record, read_validation
+from logotrain.run_files import (
+    INPUTS_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    VALIDATION_FILE,
+    forget_untrained,
+    imported,
+    is_started,
+)
+from logotrain.validation import ValidationRecord, best_record, read_validation
 
 if TYPE_CHECKING:
     from logotrain.data.training_data import TrainingData
     from logotrain.parallel import World
-
-RECIPE_FILE = "recipe.resolved.json"
-"""The file with the complete recipe, defaults included, that a run is bound to."""
-
-INPUTS_FILE = "inputs.json"
-"""The file with fingerprints of model and data, and numbers of samples."""
 
 _FREE = (
     "row_tokens",
@@ -70,7 +73,7 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
         world.on_main(lambda: stack.enter_context(locked(out)))
         final = out / "final"
         if not final.exists():
-            world.on_main(lambda: import_data(recipe, out))
+            world.on_main(lambda: import_data(recipe, out, started=is_started(out)))
         recipe = _settled(recipe, out, world)
         if world.on_main(lambda: _begin(recipe, out)):
             note(f"already finished: {final}")
@@ -90,12 +93,13 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
 
         with lone_group(world) if recipe.tuning == "full" else nullcontext():
             final = train(recipe, data, out, world)
-        world.on_main(lambda: _print_summary(recipe, out))
+        if world.is_main:  # without the others, which ended while a checkpoint's command still ran
+            _print_summary(recipe, out)
         return final
 
 
 def _print_summary(recipe: TrainRecipe, out: Path) -> None:
-    steps, held_out = MetricsLog(out / "metrics.jsonl").steps(), read_validation(out / VALIDATION_FILE)
+    steps, held_out = MetricsLog(out / METRICS_FILE).steps(), read_validation(out / VALIDATION_FILE)
     for line in summary(steps, held_out, recipe, out):
         note(line)
 
@@ -103,7 +107,7 @@ def _print_summary(recipe: TrainRecipe, out: Path) -> None:
 def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
     """Return the recipe with its dtype and positions decided, which the main process does for all."""
     bound = out / RECIPE_FILE
-    settled, reason = world.on_main(lambda: dtype_of_run(recipe, bound if _started(out) and bound.exists() else None))
+    settled, reason = world.on_main(lambda: dtype_of_run(recipe, bound if is_started(out) and bound.exists() else None))
     if reason:
         note(f"dtype: {settled.dtype} ({reason}; dtype={recipe.dtype} asks for the other)")
     positions = world.on_main(lambda: with_positions(imported(settled, out)).positions)
@@ -143,9 +147,10 @@ def _bind(
 ) -> None:
     """Bind the folder to ``settings`` with :func:`bind_settings`, so that they stay fixed after the first step.
 
-    Before the first step the settings may still change. Reference log-probabilities of other settings are deleted then.
+    Before the first step the settings may still change. What was measured of the untrained model under other settings
+    is deleted then.
     """
-    started = _started(out)
+    started = is_started(out)
     if started or (out / name).exists():
         try:
             bind_settings(out, name, settings, free, as_today=upgrade)
@@ -153,12 +158,8 @@ def _bind(
         except UserError:
             if started:
                 raise
-    (out / "reference.jsonl").unlink(missing_ok=True)
+    forget_untrained(out)
     bind_settings(out, name, settings, free, started=False)
-
-
-def _started(out: Path) -> bool:
-    return any((out / name).exists() for name in ("metrics.jsonl", "final"))  # a run with epochs=0 logs no step
 
 
 def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:

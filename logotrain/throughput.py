@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models.loading import load_config
 from logotrain.metrics import Throughput
-from logotrain.plan.cost import CARDS, row_flops, this_machine
+from logotrain.plan.cost import CARDS, model_flops, this_machine
 from logotrain.plan.shape import ModelShape, model_shape
 from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import ProfileSettings
@@ -32,6 +33,12 @@ class Speedometer:
         self._peak_flops = CARDS[card].datasheet_flops
         self._shape = None if self._peak_flops is None else _shape(run)
 
+    def start(self) -> float:
+        """Begin a step, and return the time: what came before it does not count as its memory."""
+        if self._run.world.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._run.world.device)
+        return time.perf_counter()
+
     def measure(self, draws: Sequence[Draw], tokens: int, seconds: float) -> Throughput:
         """Return the throughput of the step that trained on ``draws``, all processes together, in ``seconds``."""
         memory = max(self._run.world.gather(_peak_memory(self._run.world.device)))
@@ -48,7 +55,7 @@ class Speedometer:
         run, flops = self._run, 0.0
         for _, sample in draws:
             row = run.collator.layout(sample)
-            flops += row_flops(StepPlan(self._shape, run.recipe, row, shared=run.prepared.attention.shared))
+            flops += model_flops(StepPlan(self._shape, run.recipe, row, shared=run.prepared.attention.shared))
         return round(flops / (seconds * run.world.size * self._peak_flops), 4)
 
 
@@ -61,11 +68,9 @@ def _shape(run: Run) -> ModelShape | None:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Return the most bytes allocated on a GPU since the last call; on a CPU, the most that the process ever held."""
+    """Return the most bytes allocated on a GPU since the step began; on a CPU, the most that the process ever held."""
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return peak
+        return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

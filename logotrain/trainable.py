@@ -226,7 +226,7 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
         UserError: the model fails on a row, or its results differ.
     """
     device = next(model.parameters()).device
-    row = _probe_row(text_config(model.causal_lm.config).vocab_size).to(device)
+    row = _probe_row(text_config(model.causal_lm.config).vocab_size, pad_to=model.context_group.size).to(device)
     noisy = False
     with own_random_state(), without_backward(model), torch.compiler.set_stance("force_eager"):
         seed(0)

@@ -39,14 +39,19 @@ from logotrain.recipe.settings import (
     uses_reference,
 )
 from logotrain.rows.collate import Collator, Draw
+from logotrain.run_files import (
+    HELD_OUT_REFERENCE_FILE,
+    METRICS_FILE,
+    REFERENCE_FILE,
+    REPETITION_FILE,
+    VALIDATION_FILE,
+)
 from logotrain.schedule import Schedule
 from logotrain.steps import Run, check_update, measure, train_step, trained_weights
 from logotrain.throughput import Speedometer, StepProfiler
 from logotrain.trackers import Trackers
 from logotrain.trainable import check_split, check_weights
-from logotrain.validation import VALIDATION_FILE, Validation, ValidationRecord
-
-_HELD_OUT_REFERENCE = "validation-reference.jsonl"
+from logotrain.validation import Validation, ValidationRecord
 
 
 def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> Path:
@@ -72,9 +77,9 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     prepared = prepare(recipe, world, collator, layouts if data.samples else [])
     model = prepared.model
     optimizer = make_optimizer(recipe.optimizer, trained_weights(model))
-    for name in ("metrics.jsonl", "reference.jsonl", _HELD_OUT_REFERENCE):
+    for name in (METRICS_FILE, REFERENCE_FILE, HELD_OUT_REFERENCE_FILE):
         world.on_main(partial(cut_half_line, out / name))
-    log = MetricsLog(out / "metrics.jsonl")
+    log = MetricsLog(out / METRICS_FILE)
     logged = world.on_main(lambda: len(log.steps()))
     done = saved = restore(out / "checkpoints", model.model, optimizer, world, logged=logged)
     if done:
@@ -130,10 +135,14 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
             weight = router_weight(recipe.router_loss, model, world.device, where=recipe.model)
             run = Run(recipe, world, prepared, optimizer, collator.split(model.context_group.size), weight)
             to_train = [draw for step in range(done, total) for draw in draws(step)]
-            reference = _reference(run, out / "reference.jsonl", to_train, untrained=done == 0, stop=stop)
-            held_out_reference = _reference(run, out / _HELD_OUT_REFERENCE, held_out, untrained=done == 0, stop=stop)
+            reference = _reference(run, out / REFERENCE_FILE, to_train, untrained=done == 0, stop=stop)
+            held_out_reference = _reference(
+                run, out / HELD_OUT_REFERENCE_FILE, held_out, untrained=done == 0, stop=stop
+            )
             prompts = [sample.prompt_ids for sample in data.samples[: recipe.collapse.num_prompts]]
-            repetition = RepetitionGuard(recipe.collapse, model, prompts, world, out / "base.json", untrained=done == 0)
+            repetition = RepetitionGuard(
+                recipe.collapse, model, prompts, world, out / REPETITION_FILE, untrained=done == 0
+            )
             speed = Speedometer(run)
             with writer.closing(stop), Trackers(recipe, out, done=done, is_main=world.is_main) as trackers:
                 if validation.due(done):
@@ -141,7 +150,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                         validate(bar.advance)
                 with progress("train", total, done) as bar:
                     while done < total and not validation.exhausted:
-                        started = time.perf_counter()
+                        started = speed.start()
                         batch, lr = draws(done), schedule.learning_rate(done)
                         with profiler.step(done + 1):
                             updated = train_step(run, batch, reference, step=done + 1, lr=lr, stop=stop)
@@ -175,12 +184,13 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     if done < total:
                         best = validation.best_step
                         note(f"stopped after step {done}: no better since step {best} (validation.patience)")
+                        repetition.check(repetition.measure(done, last=True), step=done)
                     save()
         final = out / "final"
         if recipe.validation.final == "best" and validation.best_step not in (None, done):
             restore_step(out / "checkpoints", validation.best_step, model.model, optimizer, world)
         export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
-        # Last: they may take hours, and no process waits for ever for the main one to export.
+        # Last: they may take hours, and the other processes end without waiting for them.
         writer.end_commands(stop)
     return final
 

@@ -13,8 +13,6 @@ from logotrain.metrics import Metrics, cut_half_line, log_line
 from logotrain.parallel import World
 from logotrain.recipe.settings import ValidationSettings
 
-VALIDATION_FILE = "validation.jsonl"
-
 _START_AGAIN = "put the line back, or start again in another -o"
 
 

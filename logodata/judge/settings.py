@@ -35,7 +35,7 @@ class ModelJudgeSettings(JudgeModelSettings):
     rejudge_share: float = Field(default=0.1, ge=0, le=1)
     """The share of the judged responses that are judged again in another wording, to report how far both agree. The
     second verdict decides nothing."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """The seed that draws the responses that are judged again."""
 
     def judges_again(self, name: str) -> bool:

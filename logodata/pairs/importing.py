@@ -28,6 +28,7 @@ from logodata.contract import (
 )
 from logodata.dataset.card import FORMAT_NAMES, PROMPT_NAMES
 from logodata.dataset.files import read_stats, write_import
+from logodata.dataset.samples import read_manifest
 from logodata.models.facts import model_fingerprint, model_window, tokenizer_fingerprint
 from logodata.models.loading import check_model, load_tokenizer, model_folder, read_template
 from logodata.pairs.encoding import Encoded, PairEncoder
@@ -65,6 +66,8 @@ def import_pairs(recipe: ImportRecipe, output: Path, section: str = "") -> Stats
         with locked(output):
             bound = output / "work" / "settings.json"
             finished = read_if_whole(output / "manifest.json") is not None
+            if finished and not isinstance(read_manifest(output), ImportManifest):
+                raise UserError("holds a data set of a build", where=str(output), mend="choose another -o")
             before = read_if_whole(bound) if finished else None
             if isinstance(before, dict) and before.get("pairs_fingerprint") != opened.fingerprint:
                 mend = "put the file back as it was, or choose another -o"

@@ -76,7 +76,7 @@ class QuestionsRecipe(ModelSettings):
 
     model: Annotated[str, Field(min_length=1), OrPath("embedded")]
     """The model that writes: ``embedded``, a folder, or a hub name. It may be stronger than the model to be trained."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """The seed that draws chunks, and what the model samples."""
     source: SourceSettings
     """The documents. Questions that they hold already are kept."""

@@ -122,7 +122,7 @@ class BuildRecipe(AdaptedModelSettings):
     adapter: Path | None = None
     """The folder of a LoRA adapter that writes the responses together with the model, such as RUN/final of the round
     before."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """The seed of contexts and sampled responses."""
     source: SourceSettings
     """The documents and their questions."""

@@ -20,7 +20,7 @@ from logoeval.rounds.outcome import (
     reasons_to_stop,
 )
 from logoeval.rounds.plan import Rounds, Step
-from logotrain.run import RECIPE_FILE
+from logotrain.run_files import RECIPE_FILE
 
 RECORD = "rounds.json"
 

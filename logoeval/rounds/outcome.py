@@ -14,6 +14,7 @@ from logoeval.compare.compare import Difference, compare
 from logoeval.records import read_results
 from logoeval.rounds.plan import Rounds
 from logotrain.metrics import MetricsLog
+from logotrain.run_files import METRICS_FILE
 
 LOOKS = 2
 """The rounds in a row without a rise after which another one is not worth it."""
@@ -116,7 +117,7 @@ def measure_control(rounds: Rounds, last: int) -> ControlOutcome:
 def _trained(folder: Path) -> dict[str, Any]:
     """Return the fields that tell on what a round, or a control, was trained."""
     stats = read_stats(folder / "data")
-    steps = MetricsLog(folder / "run" / "metrics.jsonl").steps()
+    steps = MetricsLog(folder / "run" / METRICS_FILE).steps()
     rate = sum(step.lr for step in steps) / len(steps) if steps else 0.0
     asked = {"questions": stats.questions, "kept": stats.kept, "solve": stats.solve}
     return {**asked, "updates": len(steps), "rate": rate}

@@ -96,6 +96,11 @@ def choose_attention(
             if wanted != "auto" or sharing == "prompt":
                 raise
             obstacle = error.what
+    if wanted == "sdpa" and traits.separate == "eager":
+        raise UserError(
+            f"attention=sdpa: a row for each response needs transformers' eager attention here ({obstacle})",
+            mend="set attention=auto",
+        )
     if wanted in ("flash", "flex"):
         raise UserError(
             f"attention={wanted} is for shared prompts, and there are none: {obstacle}", mend="set attention=auto"

@@ -18,12 +18,28 @@ _NEAR = 1.1
 
 
 def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
-    """Refuse to replicate full tuning in bfloat16 on several processes, because only sharding computes it, and to split
-    the weights over a number of processes that does not divide theirs.
+    """Refuse what a strategy cannot compute: full tuning in bfloat16 by replicas, because only sharding computes it;
+    shards of 4-bit weights, or under bitsandbytes' optimizers; and shares of a number that does not divide the number
+    of processes.
 
     Raises:
         UserError: the recipe asks for it.
     """
+    by_shards = recipe.parallel.strategy == "shard" and world_size > 1
+    if by_shards and recipe.tuning == "qlora":
+        raise UserError("4-bit weights cannot be sharded", mend="set parallel.strategy=replicate, or tuning=lora")
+    name = recipe.optimizer.name
+    if name != "adamw" and recipe.mixed_precision:
+        raise UserError(
+            f"optimizer.name={name} cannot update sharded weights, and full tuning in bfloat16 shards them, on one "
+            "process, too",
+            mend="set dtype=float32, or optimizer.name=adamw",
+        )
+    if name != "adamw" and by_shards:
+        raise UserError(
+            f"optimizer.name={name} cannot update sharded weights",
+            mend="set parallel.strategy=replicate, or optimizer.name=adamw",
+        )
     size = recipe.parallel.shard_size
     if size is not None and world_size > 1 and world_size % size:
         divisors = ", ".join(str(one) for one in range(2, world_size + 1) if world_size % one == 0)
@@ -90,9 +106,11 @@ def check_recompute(choice: Recompute, backend: Implementation) -> None:
         UserError: it would recompute more than it says.
     """
     if choice not in recompute_choices(backend):
+        is_flex = backend == "flex"
+        by = "FlexAttention" if is_flex else "transformers' eager attention, which these rows need,"
         raise UserError(
-            "recompute=selective cannot keep what FlexAttention computed",
-            mend="set recompute=full, or attention=flash or sdpa",
+            f"recompute=selective cannot keep what {by} computed",
+            mend="set recompute=full" + ", or attention=flash or sdpa" * is_flex,
         )
 
 
@@ -237,12 +255,12 @@ def _only_strategy(step: StepPlan) -> str:
         return "one process"
     if recipe.parallel.strategy != "auto":
         return "as asked for"
-    if recipe.tuning == "full":
-        return "full tuning"
     if recipe.tuning == "qlora":
         return "4-bit weights cannot be split"
     if recipe.optimizer.name != "adamw":
         return f"optimizer.name={recipe.optimizer.name} cannot update weights that are split"
+    if recipe.tuning == "full":
+        return "full tuning"
     return "no limit of memory is known" if step.device_bytes is None else ""
 
 
@@ -254,7 +272,12 @@ def _strategies(step: StepPlan) -> tuple[Strategy, ...]:
         return ("shard",)
     if step.world_size > 1 and recipe.parallel.strategy != "auto":
         return (recipe.parallel.strategy,)
-    return ("shard",) if step.world_size > 1 and recipe.tuning == "full" else ("replicate",)
+    return (least_memory(recipe),) if step.world_size > 1 else ("replicate",)
+
+
+def least_memory(recipe: TrainRecipe) -> Strategy:
+    """Return the strategy for several processes where memory is not estimated."""
+    return "shard" if recipe.tuning == "full" and recipe.optimizer.name == "adamw" else "replicate"
 
 
 def _context_sizes(step: StepPlan) -> list[int]:

@@ -76,6 +76,14 @@ def row_flops(step: StepPlan) -> float:
     return _flops(step, step.computed.samples, step.scored_positions, head_again=True)
 
 
+def model_flops(step: StepPlan) -> float:
+    """Return the FLOPs of the step's row without what is computed again: layers, attention scores and logits. A share
+    of the card's rate is of these (PaLM, arXiv 2204.02311, appendix B)."""
+    step = replace(step, recompute="none")
+    samples, positions = step.computed.samples, step.scored_positions
+    return _flops(step, samples, positions, head_again=False, attention_backward=2.0)
+
+
 def reference_flops(step: StepPlan) -> float:
     """Return the FLOPs of the same samples in the pattern of the reference code.
 
@@ -90,14 +98,21 @@ def forward_flops(step: StepPlan) -> float:
     return sum(_forward(step, step.computed.samples, sum(step.row.response_lengths)))
 
 
-def _flops(step: StepPlan, samples: Sequence[SharedPrefixLayout], head_positions: int, *, head_again: bool) -> float:
+def _flops(
+    step: StepPlan,
+    samples: Sequence[SharedPrefixLayout],
+    head_positions: int,
+    *,
+    head_again: bool,
+    attention_backward: float = 2.5,
+) -> float:
     full, trained = step.recipe.tuning == "full", trained_weights(step.shape, step.recipe)
     linear, adapters, attention, head = _forward(step, samples, head_positions)
     again = step.recompute != "none"
     return (
         linear * (1 + again + 1 + full)
         + adapters * (1 + again + 2)
-        + attention * (1 + (step.recompute not in ("none", "selective")) + 2.5)
+        + attention * (1 + (step.recompute not in ("none", "selective")) + attention_backward)
         + head * (1 + head_again + 1 + (full or (step.shape.tied and trained.embedding)))
     )
 

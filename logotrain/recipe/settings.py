@@ -105,7 +105,7 @@ class RopeSettings(RecipeModel):
     type: Literal["yarn", "linear", "ntk"]
     """``yarn`` (arXiv 2309.00071), ``linear`` position interpolation (arXiv 2306.15595), or ``ntk``-aware base."""
 
-    factor: float = Field(gt=1)
+    factor: float = Field(gt=1, le=10_000)
     """Length of the new window divided by the length of the model's window."""
 
 
@@ -468,7 +468,7 @@ class TrainRecipe(RecipeModel):
     model: Annotated[str, OrPath("embedded")]
     """Model folder, hub name, or ``embedded``."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the sample order, the position draws and the adapters' first values."""
 
     data: DataSettings = DataSettings()

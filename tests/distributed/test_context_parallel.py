@@ -66,6 +66,9 @@ IN_FLOAT32 = {"llama4": 1e-6, "deepseek_v3": 1e-6}
 SIZES = [*((case, 4) for case in CASES), *((case, 2) for case in ("llama", "llama-full-shard", "packed", "uneven"))]
 """By how many processes a row of a case is computed; with 2 there are two groups."""
 
+BY_THREE = [("llama", 3), ("uneven", 3)]
+"""Three processes, which share four heads, or six, and no row of tokens evenly."""
+
 
 class Runs(RunFolders):
     """Every case by one process, and by four of which two and four compute a row together."""
@@ -122,12 +125,14 @@ def runs(
     tasks = [runs.task(case, size, f"{size}-{case}") for case, size in SIZES]
     (root / "tasks.json").write_text(json.dumps([*tasks, runs.task("packed", 4, "1-then-4")]))
     runs.together(4, "worker", root / "tasks.json")
+    (root / "by-three.json").write_text(json.dumps([runs.task(case, 3, f"3-{case}") for case, _ in BY_THREE]))
+    runs.together(3, "worker", root / "by-three.json")
     runs.cut("2-packed", "2-then-1", after=1)
     runs.alone_in_float64(runs.recipe("packed", 1), "2-then-1")
     return runs
 
 
-@pytest.mark.parametrize(("case", "size"), SIZES)
+@pytest.mark.parametrize(("case", "size"), [*SIZES, *BY_THREE])
 def test_gradients_and_losses_equal_those_of_one_process(runs: Runs, case: str, size: int) -> None:
     tolerance = IN_FLOAT32.get(case, 1e-10)
     runs.check_gradients(f"1-{case}", f"{size}-{case}", rtol=tolerance, atol=tolerance)

@@ -16,7 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from logodata.dataset.samples import write_samples
 from logotrain.cli import main
+from tests.data_sets import write_manifest
+from tests.logotrain.conftest import sample_of
 
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are of help<|im_end|>\n{% endif %}"
@@ -336,6 +339,45 @@ def test_a_run_says_what_it_understood_and_goes_on_without_importing_again(
     assert train(model, pairs, out, "max_steps=1") == 2
     refused = capsys.readouterr().err.splitlines()[-1]
     assert "the pairs have changed since they were imported into" in refused
+
+
+def test_a_run_that_trained_nothing_imports_again_where_settings_change(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a first step that did not fit into memory."""
+    pairs, out = write_lines(tmp_path / "pairs.jsonl", CONVERSATIONS), tmp_path / "run"
+    assert train(model, pairs, out, "max_steps=1") == 0
+    for name in ("final", "checkpoints"):
+        shutil.rmtree(out / name)
+    (out / "metrics.jsonl").unlink()
+    assert train(model, pairs, out, "max_steps=1", "positions.target_length=512") == 0
+    assert json.loads((out / "data" / "manifest.json").read_text())["pairs"]["window"] == 512
+
+    shutil.rmtree(out / "final")  # once a step is trained, the settings stay
+    capsys.readouterr()
+    assert train(model, pairs, out, "max_steps=1", "positions.target_length=1024") == 2
+    assert "now it is" in capsys.readouterr().err
+
+
+def test_what_lies_in_the_place_of_an_import_is_not_deleted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs, out = write_lines(tmp_path / "pairs.jsonl", CONVERSATIONS), tmp_path / "run"
+    (out / "data" / "data").mkdir(parents=True)
+    write_samples(out / "data" / "data" / "samples.parquet", [sample_of("s0")])
+    write_manifest(out / "data")
+    assert train(model, pairs, out, "max_steps=1") == 2
+    assert "data: holds a data set of a build (choose another -o)" in capsys.readouterr().err.replace("\n", " ")
+    assert (out / "data" / "data" / "samples.parquet").exists()
+
+
+def test_a_run_goes_on_without_its_pairs(model: Path, tmp_path: Path) -> None:
+    pairs, out = write_lines(tmp_path / "pairs.jsonl", CONVERSATIONS), tmp_path / "run"
+    assert train(model, pairs, out, "max_steps=1", "data.pairs.prompt=message") == 0
+    shutil.rmtree(out / "final")
+    pairs.unlink()
+    assert train(model, pairs, out, "max_steps=1", "data.pairs.prompt=message") == 0
+    assert train(model, pairs, tmp_path / "other", "max_steps=1") == 2
 
 
 def test_a_finished_run_needs_no_pairs(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,10 +33,10 @@ def test_figures_follow_from_tokens_and_seconds(
         assert line["samples_per_second"] == pytest.approx(3 / seconds, rel=0.01)
         assert 0.05 < line["memory_gib"] < 64
         work += line["mfu"] * seconds * 1e9
-    # What is computed again does not count as work.
+    # What is computed again does not count as work: layers, and in attention and head what always is.
     recipe = make_recipe()
     plan = make_plan(recipe, planned_data(recipe, None), card="cpu", num_gpus=1)
-    assert work == pytest.approx(4 * plan.flops_per_step, rel=1e-2)
+    assert 0.7 * 4 * plan.flops_per_step < work < 0.99 * 4 * plan.flops_per_step
 
 
 def test_a_card_without_a_rate_has_no_utilisation(make_recipe: Recipes, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logodata.dataset.samples import read_samples
-from logotrain import steps, trainer
+from logotrain import guards, steps, trainer
 from logotrain.data.loading import load_data
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
@@ -134,6 +134,43 @@ def test_a_stopped_run_goes_on_to_the_same_figures(
         assert lines_of(tmp_path / "cut" / name) == lines_of(tmp_path / "whole" / name)
     name = "final/adapter_model.safetensors"
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_was_measured_before_the_settings_changed_is_measured_anew(
+    make_recipe: Recipes, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may be stopped after the held-out samples of the untrained model and before its first step."""
+
+    def recipe(**more: Any) -> TrainRecipe:
+        return make_recipe(**{"data.validation": str(held_out), **more}, objective={"name": "dpo"})
+
+    changed = {"rope.type": "yarn", "rope.factor": 2}
+    run(recipe(**changed), tmp_path / "fresh")
+    with monkeypatch.context() as patch:
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise UserError("stopped")
+
+        patch.setattr(trainer, "train_step", fail)
+        with pytest.raises(UserError, match="stopped"):
+            run(recipe(), tmp_path / "run")
+    assert [line["step"] for line in held_out_of(tmp_path / "run")] == [0]
+    run(recipe(**changed), tmp_path / "run")
+    for name in ("metrics.jsonl", "validation.jsonl", "validation-reference.jsonl"):
+        assert lines_of(tmp_path / "run" / name) == lines_of(tmp_path / "fresh" / name)
+
+
+def test_a_run_that_is_given_up_is_asked_whether_it_collapsed(
+    make_recipe: Recipes, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, [9.0, 1.0, 2.0, 3.0, 0.0])
+    rates = iter([0.0, 0.9])  # of the untrained model, and of the last one
+    monkeypatch.setattr(guards, "measure_repetition", lambda *_: next(rates))
+    fields = {"data.validation": str(held_out), "validation.every_steps": 1, "validation.patience": 2}
+    recipe = make_recipe(**fields, **{"collapse.every_steps": 100, "collapse.num_prompts": 1})
+    with pytest.raises(UserError, match=r"step 3: the model collapsed: its continuations repeat 90%"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "final").exists()
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:

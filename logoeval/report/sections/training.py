@@ -13,7 +13,7 @@ from logoeval.records import Excerpt
 from logoeval.report import figures
 from logoeval.report.tables import Section, figure
 from logotrain.recipe.settings import LoraSettings, ObjectiveSettings, OptimizerSettings
-from logotrain.validation import VALIDATION_FILE
+from logotrain.run_files import METRICS_FILE, VALIDATION_FILE
 
 
 class _Recipe(Excerpt):
@@ -42,7 +42,7 @@ def training_section(folder: Path) -> Section:
     """
     path = folder / "recipe.resolved.json"
     recipe = _Recipe.from_json(read_json(path), where=str(path), mend=_NO_RUN)
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS_FILE
     records = _read(path)
     held_out = _read(folder / VALIDATION_FILE) if (folder / VALIDATION_FILE).exists() else []
     steps, loss = [record.step for record in records], [record.loss for record in records]

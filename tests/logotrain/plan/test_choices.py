@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from logodata.common.errors import UserError
+from logotrain.attention.choice import Traits, choose_attention
 from logotrain.plan.choices import (
     Chosen,
     check_context_size,
@@ -21,7 +22,7 @@ from logotrain.plan.choices import (
     memory_by_recompute,
     recompute_choices,
 )
-from logotrain.plan.cost import CARDS, Card, Traffic, reference_flops, row_flops, step_seconds, traffic
+from logotrain.plan.cost import CARDS, Card, Traffic, model_flops, reference_flops, row_flops, step_seconds, traffic
 from logotrain.plan.memory import estimate_memory
 from logotrain.plan.shape import ModelShape, model_shape
 from logotrain.plan.step import StepPlan
@@ -75,6 +76,8 @@ def test_work_by_hand() -> None:
     expected = 3 * 2 * 2 * weights + 3.5 * attention + 4 * head
     assert row_flops(step) == pytest.approx(expected)
     assert row_flops(replace(step, recompute="full")) == pytest.approx(expected + 4 * weights + attention)
+    once = 3 * 2 * 2 * weights + 3 * attention + 3 * head
+    assert model_flops(step) == model_flops(replace(step, recompute="full")) == pytest.approx(once)
     assert row_cost(row.samples, attention_share(256, weights)) == pytest.approx(
         (4 * weights + attention) / (2 * weights)
     )
@@ -144,6 +147,18 @@ def test_flex_attention_has_nothing_to_keep() -> None:
     check_recompute("full", "flex")
     with pytest.raises(UserError, match=r"recompute=selective.*FlexAttention.*recompute=full"):
         check_recompute("selective", "flex")
+    with pytest.raises(UserError, match=r"transformers' eager attention, which these rows need, .*recompute=full\)"):
+        check_recompute("selective", "eager")
+
+
+def test_a_back_end_of_shared_rows_is_refused_for_separate_ones() -> None:
+    traits = Traits("its layers mix tokens")
+    for wanted in ("sdpa", "flash", "flex"):
+        with pytest.raises(UserError, match=rf"attention={wanted}.*its layers mix tokens.*attention=auto"):
+            choose_attention(traits, torch.device("cpu"), torch.float32, wanted=wanted)
+    assert choose_attention(traits, torch.device("cpu"), torch.float32).by == "eager"
+    by = choose_attention(replace(traits, separate="sdpa"), torch.device("cpu"), torch.float32, wanted="sdpa").by
+    assert by == "sdpa"
 
 
 def deep(recipe: TrainRecipe, count: int = 40) -> StepPlan:
@@ -213,6 +228,24 @@ def test_replicas_that_would_be_sharded_in_silence_are_refused() -> None:
     check_strategy(recipe_of(**FULL, **replicate, dtype="float32"), 2)
     check_strategy(recipe_of(**replicate), 2)
     check_strategy(recipe_of(**FULL), 2)
+
+
+def test_what_cannot_update_shards_is_refused_before_anything_is_read() -> None:
+    bits: dict[str, Any] = {"optimizer": {"name": "adamw_8bit"}}
+    shards = {"parallel": {"strategy": "shard"}}
+    for world_size in (1, 2):
+        with pytest.raises(UserError, match=r"adamw_8bit cannot update sharded .* on one process, too .*dtype=float32"):
+            check_strategy(recipe_of(**FULL, **bits), world_size)
+        check_strategy(recipe_of(**FULL, **bits, dtype="float32"), world_size)
+        check_strategy(recipe_of(**bits), world_size)
+    with pytest.raises(UserError, match=r"adamw_8bit cannot update sharded weights \(set parallel.strategy=replicate"):
+        check_strategy(recipe_of(**bits, **shards), 2)
+    with pytest.raises(UserError, match="4-bit weights cannot be sharded"):
+        check_strategy(recipe_of(tuning="qlora", **shards), 2)
+    for fields in (bits, {"tuning": "qlora"}):  # one process has nothing to share
+        check_strategy(recipe_of(**fields, **shards), 1)
+    whole = recipe_of(**FULL, **bits, dtype="float32")
+    assert chosen_for(whole, 80 * GIB, world_size=2).step.strategy == "replicate"
 
 
 def test_copies_that_the_processes_cannot_split_are_refused() -> None:
