@@ -72,6 +72,7 @@ Reason = Literal[
     "solved_too_rarely",
     "solved_too_often",
     "tokens_lose_text",
+    "holds_reasoning",
 ]
 """Why the judge does not keep a pair."""
 

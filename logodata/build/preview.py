@@ -125,7 +125,8 @@ def preview(recipe: BuildRecipe, *, prices: tuple[float, float] | None, tokens_p
         warn_of_losses(recipe, preparer, source.documents, evaluator)
     lengths: list[int] = []
     num_chunks = num_pools = 0
-    reasons = Counter(row.reason for row in source.rejected if row.question)
+    # Rows of documents without a question count as documents.
+    reasons = Counter(row.reason for row in source.rejected if row.question or row.reason == "empty_question")
     counts = _Counts(recipe, preparer.reasoning.budget)
     with progress("preview", len(source.documents)) as tracker:
         for pool in preparer.pools(source.documents):

@@ -41,6 +41,13 @@ class UserError(Exception):
         self.what, self.where, self.mend = what, where, mend
         super().__init__(str(self))
 
+    def move_settings(self, names: Iterable[str], section: str) -> None:
+        """Put ``section``, such as ``"judge.model."``, before all settings that the line names and that begin with one
+        of ``names``."""
+        found = re.compile(rf"(?<![\w./-])(?=(?:{'|'.join(map(re.escape, names))})[.=])")
+        self.what, self.where, self.mend = (found.sub(section, text) for text in (self.what, self.where, self.mend))
+        self.args = (str(self),)
+
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         cure = f" ({self.mend})" if self.mend else ""

@@ -66,14 +66,17 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
     _check_output(form, output)
     check_apart(output, ("the data set", data))
     manifest = read_manifest(data)
-    tokenizer = load_tokenizer(model or manifest.model, manifest.chat_template)
+    chat = form in ("llama-factory", "openrlhf")
+    tokenizer = load_tokenizer(model or manifest.model, manifest.chat_template, needs_template=False)
+    if chat and not tokenizer.chat_template:
+        mend = "give --format text, trl or trl-exploded"
+        raise UserError(f"{form} has messages, and the tokenizer no chat template", where=str(data), mend=mend)
     if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
         raise UserError(
             "the data hold token ids of another tokenizer",
             where=str(data),
             mend=f"give the model of the build with --model, it was {manifest.model}",
         )
-    chat = form in ("llama-factory", "openrlhf")
     render = partial(_user_message, _template_of(data, tokenizer)) if chat else _prompt_text
     if form == "text":
         return Export(_write_rows(output, (_text_row(tokenizer, sample) for sample in iterate_samples(data))), ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -11,7 +12,7 @@ from logodata.common.console import console
 from logodata.common.errors import UserError
 from logodata.common.files import differences
 from logodata.common.json_files import strict_dumps
-from logodata.contract import GroupStats, ImportManifest, RuleVerdict, Stats
+from logodata.contract import BuildIdentity, GroupStats, ImportManifest, Manifest, RuleVerdict, Stats
 from logodata.dataset.card import PURITY, describe, largest_groups, named_values, show_percent, show_share, show_value
 from logodata.dataset.files import read_stats
 from logodata.dataset.samples import read_manifest
@@ -142,9 +143,18 @@ def _compared(folders: Sequence[Path]) -> Iterator[str]:
         if first.source.sha256 != other.source.sha256:
             paths = f"{first.source.path} and {other.source.path}"
             yield f"{folders[0]} and {folder} were made from different documents ({paths}): do not compare their yields"
-        settings = [
-            f"{key} {show_value(old)} | {show_value(new)}"
-            for key, old, new in differences(first.recipe, other.recipe)
-            if not key.startswith(_NOT_COMPARED)
-        ]
+        found = [it for it in differences(first.recipe, other.recipe) if not it[0].startswith(_NOT_COMPARED)]
+        found += _unexplained(first, other, [key for key, *_ in found])
+        settings = [f"{key} {show_value(old)} | {show_value(new)}" for key, old, new in found]
         yield f"{folders[0]} and {folder} differ in: " + ("; ".join(settings) or "no setting")
+
+
+def _unexplained(first: Manifest, other: Manifest, settings: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what builds follow from and differ in though no setting tells: another model, adapter or template at the
+    same place, or behind a server."""
+    of_model = any(key in ("model", "adapter", "chat_template") for key in settings)
+    of_judge = any(key.startswith(("judge.model", "judge.grades")) for key in settings)
+    before, after = ({name: one.to_json().get(name) for name in BuildIdentity.model_fields} for one in (first, other))
+    for key, old, new in differences(before, after):
+        if not (of_judge or of_model if key.startswith("judge_") else of_model):
+            yield key, old, new

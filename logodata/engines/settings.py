@@ -237,18 +237,26 @@ def open_engine(
             window=engine_window(settings, model),
         )
     assert settings.kind == "openai", settings.kind
+    from logodata.common.console import note
     from logodata.engines.openai_engine import OpenAIEngine
 
     if adapter is not None and settings.served_model is None:
         mend = f"start it with --enable-lora --lora-modules NAME={adapter} and set engine.served_model=NAME"
         raise UserError("an adapter must be served by the server", where=str(adapter), mend=mend)
-    return OpenAIEngine(
+    engine = OpenAIEngine(
         settings,
         settings.served_model or resolve_model(model),
         needs_adapter=adapter is not None,
         api_key=_api_key(settings.api_key_env),
         vocabulary=vocabulary_size(load_config(model)),
     )
+    if engine.window is not None and engine.window < (planned := engine_window(settings, model, adapter)):
+        note(
+            f"{settings.base_urls[0]}: the server takes {engine.window:,} tokens, {model} takes {planned:,}: a longer "
+            f"prompt would end the command (max_model_len={engine.window} of this engine leaves such questions out, if "
+            "it is set before the first ones are decided)"
+        )
+    return engine
 
 
 def _api_key(variable: str | None) -> str | None:

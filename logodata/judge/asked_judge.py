@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 
+from logodata.common.console import Tracker
+from logodata.common.errors import UserError
 from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.response_log import CachedEngine, ResponseLog
@@ -23,6 +26,7 @@ class AskedJudge:
     most tokens of a prompt with its reply.
 
     Args:
+        section: The place of the settings, such as ``"judge.model."``. Errors name it.
         asking: The command that asks. Its model judges by default.
         templates: The wordings, by name.
         asking_fingerprint: The fingerprint of the command's own model, adapter included.
@@ -38,16 +42,23 @@ class AskedJudge:
         asking_fingerprint: str,
         log: Path | None,
         asking_engine: Callable[[], Engine],
+        *,
+        section: str,
     ) -> None:
         self._path = log
         name = settings.name or asking.model
+        own = ["engine"] * (settings.engine is not None) + ["chat_template", "chat_template_args"] * (
+            name != asking.model
+        )
+        self._settings_named = partial(_settings_moved, own, section)
         engine, is_own_model = judge_engine(asking, settings), name == asking.model
         self.name = asked_model(engine, name)
         template, args = settings.chat_template, settings.chat_template_args
         if is_own_model:
             template, args = template or asking.chat_template, asking.chat_template_args if args is None else args
-        self.tokenizer = load_tokenizer(name, template, template_args=args)
-        self.formats = {which: PromptFormat(self.tokenizer, template) for which, template in templates.items()}
+        with self._settings_named():
+            self.tokenizer = load_tokenizer(name, template, template_args=args)
+            self.formats = {which: PromptFormat(self.tokenizer, template) for which, template in templates.items()}
         self.window = engine_window(engine, name)
         self._sampling = Sampling(settings.max_new_tokens, turn_end_ids(self.tokenizer, model_eos_ids(name)))
         # The judge has no adapter: rounds of training are judged alike.
@@ -62,6 +73,11 @@ class AskedJudge:
         """The engine of the judge behind the log of its replies. The log is opened when the engine is first asked."""
         return CachedEngine(ResponseLog(self._path, self.fingerprint), self._open)
 
+    def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker, noun: str) -> None:
+        """Have the requests answered that the log does not answer (:meth:`CachedEngine.generate`)."""
+        with self._settings_named():
+            self.engine.generate(requests, tracker, noun)
+
     def request(self, request_id: str, prompt: Prompt) -> GenerationRequest:
         """Return the request for the reply to a prompt."""
         return GenerationRequest(request_id, prompt.ids, self._sampling)
@@ -74,3 +90,14 @@ class AskedJudge:
         """Return the reply to a request that was generated, and whether it ended by itself."""
         result, _ = self.engine.answer(request)
         return result.said(self.tokenizer), result.finish_reason == "stop"
+
+
+@contextmanager
+def _settings_moved(names: Sequence[str], section: str) -> Iterator[None]:
+    """Let the errors of a block name these settings in ``section``, not where those of the command's own model are."""
+    try:
+        yield
+    except UserError as error:
+        if names:
+            error.move_settings(names, section)
+        raise

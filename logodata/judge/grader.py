@@ -91,7 +91,7 @@ class Grader(AskedJudge):
         templates = {"extract": EXTRACT_TEMPLATE, "facts": FACTS_TEMPLATE}
         for name, wordings in GRADE_TEMPLATES.items():
             templates |= {f"{name}/{which}": text for which, text in zip(_WORDINGS, wordings, strict=True)}
-        super().__init__(build, settings, templates, build_fingerprint, log, build_engine)
+        super().__init__(build, settings, templates, build_fingerprint, log, build_engine, section="judge.grades.")
         self._judge, self.settings = judge, settings
         self._has_warned = False
 
@@ -245,7 +245,7 @@ class Grader(AskedJudge):
         """Return the replies to prompts by name, and whether each ended by itself. None: it does not fit the window."""
         requests = {name: self.request(name, prompt) for name, prompt in prompts.items()}
         fitting = {name: request for name, request in requests.items() if self.fits(request)}
-        self.engine.generate(list(fitting.values()), tracker, "judge replies")
+        self.generate(list(fitting.values()), tracker, "judge replies")
         return {name: self.reply(request) if name in fitting else None for name, request in requests.items()}
 
 

@@ -8,7 +8,7 @@ from logodata.contract import Reason, Role
 from logodata.judge.judged_response import Decision, said_in
 from logodata.judge.settings import GradeSettings, JudgeSettings
 
-_NEVER: tuple[Reason | None, ...] = ("preferred_empty", "tokens_lose_text")
+_NEVER: tuple[Reason | None, ...] = ("preferred_empty", "tokens_lose_text", "holds_reasoning")
 """Faults that keep an answer from either role."""
 
 

@@ -28,7 +28,7 @@ class ModelJudge(AskedJudge):
         build_engine: Callable[[], Engine],
     ) -> None:
         templates = dict(zip(("first", "second"), JUDGE_TEMPLATES, strict=True))
-        super().__init__(build, settings, templates, build_fingerprint, log, build_engine)
+        super().__init__(build, settings, templates, build_fingerprint, log, build_engine, section="judge.model.")
         self._settings = settings
 
     def judge(self, decisions: Sequence[Decision], tracker: Tracker) -> None:
@@ -37,7 +37,7 @@ class ModelJudge(AskedJudge):
         first = {decision.id: self._request(decision, "first") for decision in decisions}
         second = {decision.id: self._request(decision, "second") for decision in again}
         requests = [request for request in (*first.values(), *second.values()) if self.fits(request)]
-        self.engine.generate(requests, tracker, "verdicts")
+        self.generate(requests, tracker, "verdicts")
         for decision in decisions:
             decision.model_verdict = self._verdict(first[decision.id])
         for decision in again:

@@ -33,12 +33,13 @@ class QuestionGrader(AskedJudge):
         log: Path | None,
         writers_engine: Callable[[], Engine],
     ) -> None:
-        super().__init__(recipe, settings, {"grade": QUESTION_GRADE_TEMPLATE}, fingerprint, log, writers_engine)
+        templates = {"grade": QUESTION_GRADE_TEMPLATE}
+        super().__init__(recipe, settings, templates, fingerprint, log, writers_engine, section="grade.")
 
     def grade(self, questions: Sequence[Written], tracker: Tracker) -> list[Grade]:
         """Return the grade of each question."""
         requests = [self.grade_request(written.draft, written.question, written.answer) for written in questions]
-        self.engine.generate([request for request in requests if self.fits(request)], tracker, "grades")
+        self.generate([request for request in requests if self.fits(request)], tracker, "grades")
         return [self._grade(request) for request in requests]
 
     def grade_request(self, draft: Draft, question: str, answer: str) -> GenerationRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -136,6 +137,12 @@ def test_the_table_and_two_evaluators_side_by_side(
     assert "not kept: empty document 1 1" in both
     assert "source texts/wiki/: kept 2 of 3 (66.7%) 2 of 3 (66.7%)" in both
     assert both.endswith("entity and lexical differ in: evaluator.name entity | lexical")
+    manifest = json.loads((one / "manifest.json").read_text())
+    shutil.copytree(one, "other")  # as of a server whose model was changed
+    changed = {**manifest, "model_fingerprint": "claude@anthropic chat"}
+    (Path("other") / "manifest.json").write_text(json.dumps(changed))
+    expected = f"model_fingerprint {manifest['model_fingerprint']} | claude@anthropic chat"
+    assert said("entity", "other").endswith(f"entity and other differ in: {expected}")
     found = json.loads(said("entity", "lexical", "--json"))
     assert found == {name: json.loads((Path(name) / "stats.json").read_text()) for name in ("entity", "lexical")}
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import logodata.build.responses
 import logodata.judge.asked_judge
 import logodata.models.loading
 from logodata.cli import main
+from logodata.common.errors import UserError
 from logodata.dataset.samples import read_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.judge.agreement import describe_verdicts, verdict_statistics
@@ -344,6 +346,73 @@ def test_another_judge_has_its_own_name_on_the_servers(
         build(tmp_path / f"{number}", *servers, judged, engines=engines)
     model = str(tiny_model_dir)
     assert opened == [("build", "writer", model), ("judge", None, str(judge)), ("build", "writer", model)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "overrides", "named"),
+    [
+        ("check engine.base_urls and engine.kind", ["judge.model.engine.kind=transformers"], "judge.model.engine."),
+        ("check engine.base_urls and engine.kind", [], "engine."),  # it has the engine of the build
+    ],
+)
+def test_errors_of_a_judge_name_its_settings(
+    fault: str,
+    overrides: list[str],
+    named: str,
+    tmp_path: Path,
+    build: Callable[..., Engine],
+    tiny_model_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any) -> Engine:
+        raise UserError("no answer", where="http://h", mend=fault)
+
+    judge = tmp_path / "judge"
+    shutil.copytree(tiny_model_dir, judge)
+    with open(judge / "model.safetensors", "ab") as weights:
+        weights.write(b" ")  # another model
+    engines = [lambda *_: Engine(tiny_model_dir, honest), fail]
+    build(tmp_path / "out", f"judge.model.name={judge}", *overrides, engines=engines, code=2)
+    expected = f"http://h: no answer (check {named}base_urls and {named}kind)"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(expected)
+
+
+class Thinking(Engine):
+    """Reasons between markers that its chat template does not name."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
+        thought = tuple(self._tokenizer.encode("<reasoning>It is late.</reasoning>", add_special_tokens=False))
+        for result in super().generate(requests):
+            yield replace(result, token_ids=(*thought, *result.token_ids))
+
+
+def test_reasoning_that_the_template_does_not_name_is_not_trained_on(
+    tmp_path: Path, build: Callable[..., Engine], tiny_model_dir: Path
+) -> None:
+    engines = [lambda *_: Thinking(tiny_model_dir, honest)] * 2
+    build(tmp_path / "out", engines=engines, code=2)
+    reasons = Counter(row["reason"] for row in rows(tmp_path / "out", "rejected.jsonl"))
+    assert reasons == {"holds_reasoning": 6, "too_few_irrelevant_chunks": 1}
+    room = "generation.max_new_tokens=64"
+    build(tmp_path / "split", room, "thinking_end=</reasoning>", "thinking_tokens=64", engines=engines)
+    build(tmp_path / "plain", room, engines=[lambda *_: Engine(tiny_model_dir, honest)] * 2)
+    split, plain = ({s.id: s for s in read_samples(tmp_path / name)} for name in ("split", "plain"))
+    assert {key: s.chosen.token_ids for key, s in split.items()} == {
+        key: s.chosen.token_ids for key, s in plain.items()
+    }
+
+
+def test_a_judge_without_a_chat_template_is_given_its_own(
+    tmp_path: Path, build: Callable[..., Engine], tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = tmp_path / "judge"
+    shutil.copytree(tiny_model_dir, judge)
+    template = (judge / "chat_template.jinja").read_text()
+    (judge / "chat_template.jinja").unlink()
+    build(tmp_path / "out", f"judge.model.name={judge}", code=2)
+    assert "has no chat template (set judge.model.chat_template=FILE)" in capsys.readouterr().err
+    (tmp_path / "own.jinja").write_text(template)
+    build(tmp_path / "out", f"judge.model.name={judge}", f"judge.model.chat_template={tmp_path / 'own.jinja'}")
 
 
 def test_a_folder_is_bound_to_its_judge(

@@ -214,6 +214,12 @@ def test_a_base_model_needs_no_template_for_texts(
     texts = {"prompt": "How many?", "chosen": " Four.", "rejected": " Five."}
     [sample] = imported([texts], model=tmp_path / "base")
     assert sample.chosen.token_ids[-1] == tokenizer.eos_token_id
+    for form in ("text", "trl"):
+        file = tmp_path / f"{form}.jsonl"
+        assert main(["export", str(tmp_path / "out"), "--format", form, "-o", str(file)]) == 0
+        assert json.loads(file.read_text())["prompt"] == "How many?"
+    assert main(["export", str(tmp_path / "out"), "--format", "openrlhf", "-o", str(tmp_path / "o.jsonl")]) == 2
+    assert "openrlhf has messages, and the tokenizer no chat template" in capsys.readouterr().err
     (tmp_path / "talk.jsonl").write_text(
         json.dumps({"prompt": [user("a")], "chosen": [said("b")], "rejected": [said("c")]})
     )
