@@ -91,12 +91,16 @@ def program(
             unpack(measured, study)
     if so_far:
         report = report or study.folder / "report"
-        write_report(study, chosen_rates(study), Journal(study.folder), report)
+        journal = Journal(study.folder)
+        write_report(study, chosen_rates(study, journal.collapsed()), journal, report)
         note(f"wrote {report / 'README.md'}")
         return
     with locked(study.folder):
         prepare(study, fairytaleqa)
         journal, total = Journal(study.folder), len(all_jobs(study, {}))
+
+        def rates_so_far() -> dict[str, float]:
+            return chosen_rates(study, journal.collapsed())
 
         def run(title: str, queues: Sequence[Iterable[Sequence[Job]]]) -> None:
             note(f"== {title}")
@@ -104,10 +108,8 @@ def program(
 
         run("1/3 data, and the model as it was", [[chain] for chain in study.beginning()])
         others = [[[job]] for job in study.later_builds()]
-        run(
-            "2/3 other data; each method with its learning rate", [*others, *study.methods(lambda: chosen_rates(study))]
-        )
-        rates = chosen_rates(study)
+        run("2/3 other data; each method with its learning rate", [*others, *study.methods(rates_so_far)])
+        rates = rates_so_far()
         run("3/3 other rows and seeds", [[chain] for chain in (*study.rows(rates), *study.curves(rates))])
         report = report or (study.folder / "report" if tenth else scale.report)
         write_report(study, rates, journal, report)

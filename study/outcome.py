@@ -7,7 +7,7 @@ is about the method, not about one model. The deviation over seeds is reported b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import takewhile
@@ -88,13 +88,13 @@ FRESH_MEASURES = (FRESH_F1, *(replace(measure, questions="fresh") for measure in
 """The columns of the table of fresh questions."""
 
 
-def chosen_rates(study: Study) -> dict[str, float]:
+def chosen_rates(study: Study, collapsed: Collection[str] = ()) -> dict[str, float]:
     """Return the learning rate of each method, and write all of them to ``rates.json``.
 
     It is the rate whose pilot has the best word F1 on the validation questions; of equal rates it is the lowest. A
-    method whose pilots are not all validated yet has none.
+    method whose pilots are not all validated yet has none. ``collapsed`` are the names of trainings that collapsed.
     """
-    found, tried = validation_scores(study), Counter(tuned.name for tuned, _ in study.tried())
+    found, tried = validation_scores(study, collapsed), Counter(tuned.name for tuned, _ in study.tried())
     rates = {
         name: max(sorted(scores), key=lambda rate: scores[rate])
         for name, scores in found.items()
@@ -104,14 +104,21 @@ def chosen_rates(study: Study) -> dict[str, float]:
     return rates
 
 
-def validation_scores(study: Study) -> dict[str, dict[float, float]]:
-    """Return the word F1 of the pilots of each method by learning rate, of those that are validated."""
+def validation_scores(study: Study, collapsed: Collection[str] = ()) -> dict[str, dict[float, float]]:
+    """Return the word F1 of the pilots of each method by learning rate, of those that are validated. It is 0 for one
+    that collapsed."""
     found: dict[str, dict[float, float]] = {}
     for tuned, rate in study.tried():
-        score = validation_score(study, tuned, rate)
+        is_lost = has_collapsed(study, tuned, study.scale.seeds[0], rate, collapsed)
+        score = 0.0 if is_lost else validation_score(study, tuned, rate)
         if score is not None:
             found.setdefault(tuned.name, {})[rate] = score
     return found
+
+
+def has_collapsed(study: Study, row: Row, seed: int, rate: float | None, collapsed: Collection[str]) -> bool:
+    """Return whether a training is among those that collapsed."""
+    return study.run(row, seed, rate).relative_to(study.folder).as_posix() in collapsed
 
 
 def validation_score(study: Study, tuned: Row, rate: float | None) -> float | None:
@@ -129,11 +136,13 @@ class Outcomes:
     Args:
         study: the study whose folder is read.
         rates: the chosen learning rates.
+        collapsed: names of the trainings that collapsed.
     """
 
-    def __init__(self, study: Study, rates: Mapping[str, float]) -> None:
+    def __init__(self, study: Study, rates: Mapping[str, float], collapsed: Collection[str] = ()) -> None:
         self.study, self.rates = study, rates
-        self.validation_f1 = validation_scores(study)
+        self._collapsed = collapsed
+        self.validation_f1 = validation_scores(study, collapsed)
         self._read = cache(partial(read_results, missing_ok=True))
 
     def check(self) -> None:
@@ -172,8 +181,19 @@ class Outcomes:
     @property
     def missing(self) -> list[str]:
         """What is not measured yet: rows with their seeds."""
-        left = {one: [str(seed) for seed in self.study.seeds(one) if seed not in self.seeds(one)] for one in self._all}
+        left = {
+            one: [
+                f"{seed}, collapsed" if self.has_collapsed(one, seed) else str(seed)
+                for seed in self.study.seeds(one)
+                if seed not in self.seeds(one)
+            ]
+            for one in self._all
+        }
         return [f"{one.label} (seed {', '.join(seeds)})" for one, seeds in left.items() if seeds]
+
+    def has_collapsed(self, row: Row, seed: int, rate: float | None = None) -> bool:
+        """Return whether a training collapsed, by default that at the row's own learning rate."""
+        return has_collapsed(self.study, row, seed, rate or self.study.rate(row, self.rates), self._collapsed)
 
     def row(self, name: str) -> Row:
         """Return the row with this name."""

@@ -58,7 +58,7 @@ _TRIAL = (
 def write_report(study: Study, rates: Mapping[str, float], journal: Journal, folder: Path) -> None:
     """Write the report into ``folder``, and the measurements beside it. It includes ``remarks.md`` from there, which is
     written by hand."""
-    outcomes = Outcomes(study, rates)
+    outcomes = Outcomes(study, rates, journal.collapsed())
     if BASE not in {one.name for one in outcomes.rows}:
         mend = "let the study run until the base model is measured"
         raise UserError("there is nothing to report yet", where=str(study.folder), mend=mend)

@@ -24,6 +24,9 @@ from study.jobs import Job
 
 JOURNAL = "jobs.jsonl"
 
+_COLLAPSED = "the model collapsed"
+"""What ``logotrain run`` says when it stops a training that destroys the model. It is a result, not a fault."""
+
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -51,11 +54,17 @@ class Journal:
         """Return whether this command succeeded and its folder still exists."""
         return (self._folder / job.name).is_dir() and any(record["ok"] for record in self._attempts(job))
 
-    def add(self, job: Job, *, ok: bool, taken: Taken) -> None:
+    def collapsed(self) -> set[str]:
+        """Return the names of the trainings that collapsed."""
+        with self._lock:
+            return {record["name"] for record in self._log.values() if record.get("collapsed")}
+
+    def add(self, job: Job, *, ok: bool, taken: Taken, collapsed: bool = False) -> None:
         """Record an attempt."""
         with self._lock:
             number = sum(record["name"] == job.name for record in self._log.values())
             record = {"id": f"{job.name}#{number}", "name": job.name, "command": job.command, "ok": ok}
+            record |= {"collapsed": True} if collapsed else {}
             seconds = {"seconds": round(taken.seconds, 1), "cpu_seconds": round(taken.cpu_seconds, 1)}
             self._log.append({**record, **seconds, "peak_gib": round(taken.peak_gib, 2)})
 
@@ -85,8 +94,8 @@ def run_jobs(
 
     A queue holds chains of jobs, which run one after the other. It may be a generator, which decides on a chain when
     those before it are done. Within a chain each job may read what those before it wrote. A training is not run if all
-    that follows it in its chain is done: its folder may be gone. The output of every job goes to ``folder/logs``.
-    ``total`` is the number of all jobs of the study.
+    that follows it in its chain is done: its folder may be gone. Nothing follows one that collapsed. The output of
+    every job goes to ``folder/logs``. ``total`` is the number of all jobs of the study.
 
     Raises:
         UserError: a job failed; the other running jobs have ended.
@@ -116,8 +125,11 @@ def run_jobs(
             running.discard(process)
         process.returncode = os.waitstatus_to_exitcode(status)
         taken = Taken(time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
-        journal.add(job, ok=process.returncode == 0, taken=taken)
-        if process.returncode == 0:
+        collapsed = process.returncode != 0 and _COLLAPSED in _last_line(log)
+        journal.add(job, ok=process.returncode == 0, taken=taken, collapsed=collapsed)
+        if collapsed:
+            note(f"{job.name}: {_last_line(log)}")
+        elif process.returncode == 0:
             note(
                 f"[{journal.number_done()} of {total} done] {job.name}: {taken.seconds:.0f} s, {taken.peak_gib:.1f} GiB"
             )
@@ -135,7 +147,10 @@ def run_jobs(
                 following = chain[number:]
                 if job.program == "logotrain" and following and all(map(journal.is_done, following)):
                     continue
-                run(job)
+                if job.name not in journal.collapsed():
+                    run(job)
+                if job.name in journal.collapsed():
+                    break
 
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(run_queue, queue) for queue in queues]

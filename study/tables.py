@@ -115,6 +115,8 @@ def rates_table(outcomes: Outcomes) -> Table:
     def cell(name: str, rate: float) -> str:
         if rate not in found[name]:
             return "-"
+        if outcomes.has_collapsed(outcomes.row(name), outcomes.study.scale.seeds[0], rate):
+            return "collapsed"
         shown = f"{100 * found[name][rate]:.1f}"
         return f"**{shown}**" if rate == outcomes.rates.get(name) else shown
 

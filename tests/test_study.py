@@ -287,6 +287,20 @@ def test_a_queue_decides_on_a_chain_when_those_before_it_are_done(tmp_path: Path
     assert [record["name"] for record in AppendLog(tmp_path / "jobs.jsonl").values()] == ["a", "b"]
 
 
+def test_a_training_that_collapsed_ends_its_chain_and_not_the_study(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    write = f"open({str(trace)!r}, 'a').write"
+    lost = _job(
+        "lost", f"{write}('x'); print('logotrain: error: step 21: the model collapsed: ...'); raise SystemExit(2)"
+    )
+    queue = [[lost, _job("never", f"{write}('n')")], [_job("next", f"{write}('o')")]]
+    for _ in range(2):  # it is not tried again
+        run_jobs([queue], 1, tmp_path, Journal(tmp_path), 3)
+    assert trace.read_text() == "xoo"  # the last one's folder is not there
+    assert Journal(tmp_path).collapsed() == {"lost"}
+    assert not Journal(tmp_path).is_done(lost)
+
+
 def test_a_chain_keeps_its_order_and_ends_where_a_job_failed(tmp_path: Path) -> None:
     """With two workers the second chain runs beside the first, whose next job starts when the one before it ended."""
     trace = tmp_path / "trace"

@@ -27,6 +27,7 @@ from study.report import write_report
 from study.rows import BASE, LOGO, LOGO_LONG, SFT
 from study.scale import CPU, LARGE, Scale
 from study.schedule import Journal, Taken
+from study.tables import rates_table
 from tests.data_sets import stats_of
 from tests.logoeval.conftest import write_build
 from tests.test_study import write_fairytaleqa
@@ -146,6 +147,20 @@ def test_rates_are_the_best_on_validation_and_of_equal_ones_the_lowest(study: St
     rates = chosen_rates(study)
     assert rates == {"sft-full": 5e-4, SFT: 2e-4, "simpo": 5e-4, LOGO: 5e-4}
     assert json.loads((study.folder / "rates.json").read_text())["chosen"] == rates
+
+
+def test_a_rate_at_which_the_model_collapsed_is_not_chosen(tmp_path: Path, tiny_tokenizer: object) -> None:
+    study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
+    shutil.rmtree(study.validated(LARGE.row(LOGO), 2e-3))  # the better one in `made`
+    assert LOGO not in chosen_rates(study)
+    lost = [study.run(LARGE.row(LOGO), 0, 2e-3), study.run(LARGE.row("solopo"), 2, 2e-3)]
+    collapsed = [run.relative_to(study.folder).as_posix() for run in lost]
+    rates = chosen_rates(study, collapsed)
+    assert rates[LOGO] == 5e-4
+    shutil.rmtree(study.measured(LARGE.row("solopo"), 2))
+    outcomes = Outcomes(study, rates, collapsed)
+    assert "| + LOGO (M=2, λ=0.1) | **40.0** | collapsed |" in rates_table(outcomes).markdown()
+    assert outcomes.missing == ["+ SoLoPO over LOGO (seed 2, collapsed)"]
 
 
 def test_numbers_are_means_over_samples_and_seeds(study: Study) -> None:
