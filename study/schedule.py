@@ -156,6 +156,7 @@ def run_jobs(
         futures = [pool.submit(run_queue, queue) for queue in queues]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
+            wait(futures)  # where one failed, the others may go on, and be interrupted
         except BaseException:
             stopping.set()
             for process in tuple(running):

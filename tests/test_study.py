@@ -290,9 +290,8 @@ def test_a_queue_decides_on_a_chain_when_those_before_it_are_done(tmp_path: Path
 def test_a_training_that_collapsed_ends_its_chain_and_not_the_study(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     write = f"open({str(trace)!r}, 'a').write"
-    lost = _job(
-        "lost", f"{write}('x'); print('logotrain: error: step 21: the model collapsed: ...'); raise SystemExit(2)"
-    )
+    said = "logotrain: error: step 21: the model collapsed: ..."
+    lost = _job("lost", f"import os; {write}('x'); os.write(1, {said.encode()!r}); os._exit(2)")
     queue = [[lost, _job("never", f"{write}('n')")], [_job("next", f"{write}('o')")]]
     for _ in range(2):  # it is not tried again
         run_jobs([queue], 1, tmp_path, Journal(tmp_path), 3)
