@@ -17,7 +17,7 @@ from torch import Tensor, distributed, multiprocessing
 
 from logotrain.attention.context_parallel import ALONE, context_group
 from logotrain.loss.objective import sample_loss
-from logotrain.recipe.settings import LogoSettings
+from logotrain.recipe.objectives import LogoSettings
 from measure import Stepper
 from patterns import shared_prefix
 from shape import Shape, make_model, make_sample, twin

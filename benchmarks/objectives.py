@@ -23,7 +23,7 @@ from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.plan.cost import forward_flops, row_flops
 from logotrain.plan.shape import model_shape
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import TrainRecipe, reference_parts
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.steps import _sample_loss
 from measure import Meter, Stepper, keep_freed_memory
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sample, collator = sample_with_chunks(num_rejected), Collator.of(recipe, 2**20)
             steps[name] = step_of(recipe, sample, scorer, stepper)
             flops[name] = row_flops(StepPlan(shape, recipe, collator.layout(sample)))
-            if parts := reference_parts(recipe.objective):
+            if parts := recipe.objective.reference_parts:
                 untrained = Collator(recipe.positions, 2**20, 0, parts)
                 flops[name] += forward_flops(StepPlan(shape, recipe, untrained.layout(sample)))
         seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -100,7 +100,7 @@ def step_of(
     """The work of one sample: the untrained model's pass if there is one, then forward and backward."""
     collator = Collator.of(recipe, 2**20)
     row = collator([(0, sample)])
-    parts = reference_parts(recipe.objective)
+    parts = recipe.objective.reference_parts
     untrained = Collator(recipe.positions, 2**20, 0, parts)([(0, sample)]) if parts else None
 
     def step() -> None:

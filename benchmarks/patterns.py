@@ -16,7 +16,8 @@ from logotrain.attention.context_parallel import ALONE, ContextGroup
 from logotrain.attention.shared_prefix import choose_backend, use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.model.recompute import checkpoint_layers, compile_layers
-from logotrain.recipe.settings import CpoSettings, DpoSettings, Recompute, TrainRecipe
+from logotrain.recipe.objectives import CpoSettings, DpoSettings
+from logotrain.recipe.settings import Recompute, TrainRecipe
 from logotrain.rows.collate import Collator
 from shape import BOS, EOS, UNKNOWN
 

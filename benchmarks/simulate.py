@@ -36,7 +36,7 @@ from logotrain.model.adapters import add_adapters
 from logotrain.model.recompute import checkpoint_layers
 from logotrain.parallel import World, shard
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import Backend, TrainRecipe, scores_prompt
+from logotrain.recipe.settings import Backend, TrainRecipe
 from logotrain.rows.collate import Row
 from logotrain.rows.layout import RowLayout
 
@@ -85,7 +85,7 @@ def simulate_step(config: PreTrainedConfig, step: StepPlan) -> Simulated:
         if shards is not None:
             shard(model, recipe, World(0, shards, 0))
         padding = -step.row.total_length % step.context_size
-        row = _row(replace(step.row, padding=step.row.padding + padding), scores_prompt(recipe.objective))
+        row = _row(replace(step.row, padding=step.row.padding + padding), recipe.objective.scores_prompt)
         optimizer = AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
         with use_shared_prefix(model.causal_lm, backend):
             states = kept = 0
@@ -100,7 +100,7 @@ def simulate_step(config: PreTrainedConfig, step: StepPlan) -> Simulated:
                         sample_loss(
                             recipe.objective,
                             sample.responses,
-                            prompt=sample.prompt if scores_prompt(recipe.objective) else None,
+                            prompt=sample.prompt if recipe.objective.scores_prompt else None,
                         ).loss
                         for sample in split_logprobs(logprobs, row)
                     ]

@@ -54,7 +54,8 @@ from logodata.contract import PreferenceSample
 from logotrain.attention.shared_prefix import choose_backend
 from logotrain.loss.objective import sample_loss
 from logotrain.plan.choices import recompute_choices
-from logotrain.recipe.settings import CpoSettings, DpoSettings, LogoSettings, Recompute
+from logotrain.recipe.objectives import CpoSettings, DpoSettings, LogoSettings
+from logotrain.recipe.settings import Recompute
 from measure import Found, Meter, Stepper, Variant, examine, time_rounds
 from patterns import (
     Attention,

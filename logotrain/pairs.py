@@ -12,7 +12,7 @@ from logodata.common.errors import UserError
 from logodata.contract import ImportManifest
 from logodata.dataset.samples import is_data_set, read_manifest
 from logodata.pairs.rows import are_pairs
-from logotrain.recipe.settings import TrainRecipe, uses_short_prompt
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.run_files import FOLDERS, data_paths, imported
 
 
@@ -26,7 +26,7 @@ def import_data(recipe: TrainRecipe, out: Path, *, started: bool = False) -> Non
     """
     for field, path in data_paths(recipe):
         if are_pairs(str(path)):
-            if uses_short_prompt(recipe.objective):
+            if recipe.objective.uses_short_prompt:
                 what = f"objective.name={recipe.objective.name} needs critical chunks, which pairs do not have"
                 raise UserError(
                     what, where=str(path), mend=f"give {_SETTINGS[field]} a folder that logodata build wrote"

@@ -20,7 +20,7 @@ from logotrain.inputs import check_run
 from logotrain.metrics import MetricsLog, StepRecord, describe_change
 from logotrain.pairs import import_data
 from logotrain.recipe.defaults import dtype_of_run, with_positions
-from logotrain.recipe.settings import TrainRecipe, ValidationSettings, uses_short_prompt
+from logotrain.recipe.settings import TrainRecipe, ValidationSettings
 from logotrain.run_files import (
     INPUTS_FILE,
     METRICS_FILE,
@@ -212,7 +212,7 @@ def _mixed(steps: Sequence[StepRecord]) -> Iterator[str]:
 
 def _left_out(recipe: TrainRecipe, out: Path) -> Iterator[str]:
     """Yield how many samples were not trained on, which only objectives with a short prompt leave out."""
-    if uses_short_prompt(recipe.objective) and (number := read_json(out / INPUTS_FILE).get("num_left_out")):
+    if recipe.objective.uses_short_prompt and (number := read_json(out / INPUTS_FILE).get("num_left_out")):
         yield f"samples left out because all their chunks are critical: {number}"
 
 

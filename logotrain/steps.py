@@ -23,7 +23,8 @@ from logotrain.loss.routers import RouterRecord
 from logotrain.metrics import Metrics, mean_metrics
 from logotrain.parallel import World, without_backward
 from logotrain.prepare import Prepared
-from logotrain.recipe.settings import ObjectiveSettings, TrainRecipe, row_parts, scores_prompt
+from logotrain.recipe.objectives import ObjectiveSettings
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Collator, Draw, row_length
 from logotrain.rows.packing import share_rows
 
@@ -183,7 +184,7 @@ def _sample_loss(
 ) -> tuple[Tensor, Metrics]:
     """Return the loss of one sample, a scalar with gradients, and its metrics."""
     (first, *others), prompt = parts, None
-    if scores_prompt(settings):
+    if settings.scores_prompt:
         prompt = first.prompt
     long_chosen = others[0].responses[0] if others else None
     terms = sample_loss(settings, first.responses, long_chosen=long_chosen, prompt=prompt, reference=reference)
@@ -206,7 +207,7 @@ def _sample_loss(
         **compared,
         chosen_ended=float(sample.chosen.ended),
         rejected_ended=sum(response.ended for response in sample.rejected) / len(sample.rejected),
-        tokens=row_length(sample, row_parts(settings)),
+        tokens=row_length(sample, settings.parts),
     )
 
 

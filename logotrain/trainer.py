@@ -27,17 +27,8 @@ from logotrain.model.rope import own_rope
 from logotrain.optimizer import make_optimizer
 from logotrain.parallel import World
 from logotrain.prepare import prepare
-from logotrain.recipe.settings import (
-    LogoSettings,
-    LongpoSettings,
-    ObjectiveSettings,
-    SimpoSettings,
-    SolopoSettings,
-    TrainRecipe,
-    redraws_reference,
-    reference_parts,
-    uses_reference,
-)
+from logotrain.recipe.objectives import ObjectiveSettings
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Collator, Draw
 from logotrain.run_files import (
     HELD_OUT_REFERENCE_FILE,
@@ -200,12 +191,12 @@ def _reference(
 ) -> ReferenceLogprobs | None:
     """Return the untrained model's log-probabilities of ``draws``, computed if they are missing; None if the objective
     reads none."""
-    if not uses_reference(run.recipe.objective):
+    if not run.recipe.objective.uses_reference:
         return None
     recipe = run.recipe
-    reference = ReferenceLogprobs(path, untrained=untrained, redraws=redraws_reference(recipe))
-    run = replace(run, collator=replace(run.collator, parts=reference_parts(recipe.objective)))
-    own = isinstance(recipe.objective, LongpoSettings) and recipe.rope is not None
+    reference = ReferenceLogprobs(path, untrained=untrained, redraws=recipe.redraws_reference)
+    run = replace(run, collator=replace(run.collator, parts=recipe.objective.reference_parts))
+    own = recipe.objective.reference_has_own_rope and recipe.rope is not None
     with own_rope(run.prepared.model.causal_lm, load_config(recipe.model)) if own else nullcontext():
         reference.complete(
             draws,
@@ -228,11 +219,11 @@ def _progress_figures(record: StepRecord) -> dict[str, Any]:
 def _report_base(metrics: Metrics, settings: ObjectiveSettings, num_samples: int) -> None:
     """Tell how far apart the base model holds the responses. Those that it finds absurd teach only their style."""
     found, prompt = metrics.margin, ""
-    if isinstance(settings, SolopoSettings):
-        settings, found, prompt = settings.loss, metrics.short_margin, " under the short prompt"
-    if found is None or not isinstance(settings, LogoSettings | SimpoSettings):
+    if not settings.parts[-1].rejected:
+        found, prompt = metrics.short_margin, " under the short prompt"
+    if found is None or settings.mean_margin_scale is None:
         return
-    scaled = settings.beta * found
+    scaled = settings.mean_margin_scale * found
     margin = f"margin{prompt} {found:+.3f} nats a token"
     note(f"base model, {num_samples} samples: {margin}, beta * margin = {scaled:+.1f}")
     if scaled < FAR_BEHIND:

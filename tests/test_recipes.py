@@ -19,15 +19,15 @@ from logodata.prompts import ANSWER_TEMPLATE, PromptFormat
 from logodata.recipe.settings import BuildRecipe
 from logoeval.recipe.settings import EvalRecipe
 from logotrain.cli import main
-from logotrain.recipe.settings import (
+from logotrain.recipe.objectives import (
     DpoSettings,
     LogoSettings,
     LongpoSettings,
     OrpoSettings,
     SftSettings,
     SolopoSettings,
-    TrainRecipe,
 )
+from logotrain.recipe.settings import TrainRecipe
 from tests.conftest import make_tokenizer
 
 FOLDER = shipped_recipes()

@@ -11,7 +11,7 @@ from logodata.contract import Manifest, PreferenceSample
 from logodata.dataset.files import read_recipe
 from logodata.engines.settings import EngineSettings, asked_fingerprint, asked_model
 from logodata.models.vocabulary import check_ids
-from logotrain.recipe.settings import TrainRecipe, row_parts, uses_rejected
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import row_length, row_responses
 
 
@@ -23,7 +23,7 @@ def check_sample(
     Raises:
         UserError: prompt or response is empty or too long, or a chunk lies outside of its prompt; ``where`` names it.
     """
-    responses = row_responses(sample, rejected=uses_rejected(recipe.objective))
+    responses = row_responses(sample, rejected=recipe.objective.uses_rejected)
 
     def fault(what: str, mend: str = "build the data set again") -> UserError:
         return UserError(what, where=where, mend=mend)
@@ -50,7 +50,7 @@ def check_sample(
             "raise positions.target_length or build shorter contexts",
         )
     check_ids(vocab_size, sample.prompt_ids, *responses, where=where, mend="build the data set again with this model")
-    row = row_length(sample, row_parts(recipe.objective))
+    row = row_length(sample, recipe.objective.parts)
     if recipe.row_tokens is not None and row > recipe.row_tokens:
         raise fault(f"{row} tokens exceed row_tokens={recipe.row_tokens}", f"set row_tokens={row} or more, or null")
 

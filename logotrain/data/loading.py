@@ -25,7 +25,7 @@ from logotrain.data.checks import (
 from logotrain.data.mix import apart_from, drawn_per_epoch, recipe_for_mix
 from logotrain.data.selection import with_first_rejected, with_short_prompts, with_strategies
 from logotrain.data.training_data import TrainingData
-from logotrain.recipe.settings import CHUNK_MODES, TrainRecipe, uses_rejected, uses_short_prompt
+from logotrain.recipe.settings import CHUNK_MODES, TrainRecipe
 from logotrain.trainable import trainable_config
 
 
@@ -42,7 +42,7 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     target_length = checked_target_length(recipe, config)
     if recipe.data.path is None:
         return TrainingData([], target_length, recipe.objective)
-    compares = uses_rejected(recipe.objective)
+    compares = recipe.objective.uses_rejected
     tokenizer = tokenizer_fingerprint(load_tokenizer(recipe.model, needs_template=False))  # prompts are token ids
     checked = partial(_checked_samples, recipe, tokenizer, target_length, vocabulary_size(config))
     samples, left_out = checked(recipe.data.path)
@@ -119,7 +119,7 @@ def _checked_samples(
     if recipe.data.num_rejected is not None:
         samples = [with_first_rejected(sample, recipe.data.num_rejected, where) for sample in samples]
     found = len(samples)
-    if uses_short_prompt(recipe.objective):
+    if recipe.objective.uses_short_prompt:
         samples = with_short_prompts(samples, recipe, where)
     for sample in samples:
         check_sample(sample, recipe, target_length, vocab_size, f"{where}: sample {sample.id}")

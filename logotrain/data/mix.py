@@ -8,7 +8,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import ImportManifest, PreferenceSample
 from logodata.dataset.samples import read_manifest
-from logotrain.recipe.settings import MixSettings, TrainRecipe, uses_short_prompt
+from logotrain.recipe.settings import MixSettings, TrainRecipe
 
 
 def recipe_for_mix(recipe: TrainRecipe) -> TrainRecipe:
@@ -19,7 +19,7 @@ def recipe_for_mix(recipe: TrainRecipe) -> TrainRecipe:
     """
     mix = recipe.data.mix
     assert mix is not None
-    if uses_short_prompt(recipe.objective) and isinstance(read_manifest(mix.path), ImportManifest):
+    if recipe.objective.uses_short_prompt and isinstance(read_manifest(mix.path), ImportManifest):
         raise UserError(
             f"objective.name={recipe.objective.name} needs critical chunks, which the pairs of data.mix do not have",
             where=str(mix.path),

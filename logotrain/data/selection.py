@@ -9,7 +9,7 @@ from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logodata.models.loading import load_config
 from logodata.models.text_config import config_window
-from logotrain.recipe.settings import LongpoSettings, TrainRecipe
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import row_responses, short_prompt
 
 
@@ -60,7 +60,7 @@ def with_short_prompts(samples: list[PreferenceSample], recipe: TrainRecipe, whe
             f"{len(samples) - len(kept)} of {len(samples)} samples in {where} are left out: all their chunks are "
             f"critical, and objective.name={name} compares prompts with and without the others"
         )
-    if isinstance(recipe.objective, LongpoSettings) and recipe.rope is not None:
+    if recipe.objective.reference_has_own_rope and recipe.rope is not None:
         window = config_window(load_config(recipe.model, shapes_only=True))
         for sample in kept:
             needed = len(short_prompt(sample)) + max(map(len, row_responses(sample, rejected=True)))

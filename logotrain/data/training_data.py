@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from logodata.contract import PreferenceSample
-from logotrain.recipe.settings import ObjectiveSettings, row_parts, uses_rejected, uses_short_prompt
+from logotrain.recipe.objectives import ObjectiveSettings
 from logotrain.rows.collate import row_length, row_responses, short_prompt
 
 
@@ -66,7 +66,7 @@ class TrainingData:
         digest = hashlib.sha256()
         for sample in samples:
             spans: list[tuple[int, ...]] = [(chunk.token_start, chunk.token_end) for chunk in sample.chunks]
-            if uses_short_prompt(self.objective):
+            if self.objective.uses_short_prompt:
                 spans += [(number,) for number, chunk in enumerate(sample.chunks) if chunk.critical]
             responses = row_responses(sample, rejected=True)  # metrics count them even where the loss does not
             digest.update(json.dumps([sample.id, sample.prompt_ids, spans, responses]).encode())
@@ -87,11 +87,11 @@ class TrainingData:
 
     def _lengths(self, samples: Sequence[PreferenceSample]) -> dict[str, list[int]]:
         lengths = {"prompt": [len(sample.prompt_ids) for sample in samples]}
-        if uses_short_prompt(self.objective):
+        if self.objective.uses_short_prompt:
             lengths["short prompt"] = [len(short_prompt(sample)) for sample in samples]
         lengths["preferred response"] = [len(sample.chosen.token_ids) for sample in samples]
-        if uses_rejected(self.objective):
+        if self.objective.uses_rejected:
             rejected = [response for sample in samples for response in sample.rejected]
             lengths["dis-preferred responses"] = [len(response.token_ids) for response in rejected]
-        lengths["row"] = [row_length(sample, row_parts(self.objective)) for sample in samples]
+        lengths["row"] = [row_length(sample, self.objective.parts) for sample in samples]
         return lengths

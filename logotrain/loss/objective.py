@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from logotrain.recipe.settings import (
+from logotrain.recipe.objectives import (
     CpoSettings,
     DpoSettings,
     IpoSettings,
@@ -28,10 +28,6 @@ from logotrain.recipe.settings import (
     SimpoSettings,
     SolopoSettings,
     WrappedSettings,
-    row_parts,
-    scores_prompt,
-    uses_reference,
-    uses_rejected,
 )
 
 
@@ -214,13 +210,13 @@ def sample_loss(
     scored = responses if long_chosen is None else [*responses, long_chosen]
     if not responses or min(response.numel() for response in scored) == 0:
         raise ValueError("an empty response has no mean log-probability")
-    if (len(responses) > 1) != uses_rejected(settings):
+    if (len(responses) > 1) != settings.uses_rejected:
         raise ValueError(f"{settings.name} got {len(responses) - 1} dis-preferred responses")
-    if (long_chosen is not None) != (len(row_parts(settings)) > 1):
+    if (long_chosen is not None) != (len(settings.parts) > 1):
         raise ValueError(f"{settings.name} got {'no ' if long_chosen is None else ''}response under a second prompt")
-    if (prompt is not None) != scores_prompt(settings):
+    if (prompt is not None) != settings.scores_prompt:
         raise ValueError(f"{settings.name} got {'no ' if prompt is None else ''}log-probabilities of the prompt")
-    if (reference is not None) != uses_reference(settings):
+    if (reference is not None) != settings.uses_reference:
         raise ValueError(f"{settings.name} got {'no ' if reference is None else ''}reference log-probabilities")
 
     sums = torch.stack([response.sum() for response in responses])[None]  # [1, 1 + M]

@@ -19,7 +19,7 @@ from logodata.recipe.settings import GenerationSettings
 from logotrain.data.loading import checked_target_length, load_data
 from logotrain.data.training_data import TrainingData
 from logotrain.model.rope import scaled_config
-from logotrain.recipe.settings import RopeSettings, TrainRecipe, uses_short_prompt
+from logotrain.recipe.settings import RopeSettings, TrainRecipe
 from logotrain.rows.collate import short_prompt
 from logotrain.trainable import trainable_config
 
@@ -110,7 +110,7 @@ def planned_data(
     # How many chunks exceed a threshold only a build can tell.
     critical = build.contexts.critical_top or ContextSettings().critical_top or 1
     sample = _sample(prompt_tokens, response_tokens, num_rejected, build.chunking.chunk_tokens, critical)
-    short = f" ({len(short_prompt(sample))} of critical chunks)" if uses_short_prompt(recipe.objective) else ""
+    short = f" ({len(short_prompt(sample))} of critical chunks)" if recipe.objective.uses_short_prompt else ""
     lengths = f"prompts of {prompt_tokens} tokens{short}, 1 + {num_rejected} responses of {response_tokens}"
     return PlannedData(
         TrainingData([sample], target, recipe.objective), num_samples, f"{num_samples} samples: {lengths}", config

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from logotrain.plan.shape import LayerShape, ModelShape
-from logotrain.recipe.settings import Implementation, Recompute, Strategy, TrainRecipe, scores_prompt
+from logotrain.recipe.settings import Implementation, Recompute, Strategy, TrainRecipe
 from logotrain.rows.layout import RowLayout
 
 
@@ -74,6 +74,6 @@ class StepPlan:
     def scored_positions(self) -> int:
         """The number of positions of the row that the output head reads."""
         scored = sum(self.row.response_lengths)
-        if scores_prompt(self.recipe.objective):
+        if self.recipe.objective.scores_prompt:
             scored += sum(sample.prompt_length - 1 for sample in self.row.samples)
         return scored

@@ -32,17 +32,7 @@ from logotrain.plan.cost import (
 from logotrain.plan.memory import MemoryEstimate, gigabytes
 from logotrain.plan.shape import model_shape, trained_weights
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import (
-    ParallelSettings,
-    Recompute,
-    Strategy,
-    TrainRecipe,
-    redraws_reference,
-    reference_parts,
-    row_parts,
-    uses_reference,
-    uses_rejected,
-)
+from logotrain.recipe.settings import ParallelSettings, Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import count_rows, largest_row
@@ -236,14 +226,14 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     of_each_sample = [replace(step, row=layout) for layout in layouts]
     mean_flops = _mean([row_flops(one) for one in of_each_sample])
     before_flops = 0.0
-    if total_steps and uses_reference(recipe.objective):
-        untrained = replace(collator, parts=reference_parts(recipe.objective))
+    if total_steps and recipe.objective.uses_reference:
+        untrained = replace(collator, parts=recipe.objective.reference_parts)
         draws = min(total_steps * samples_per_step, planned.num_samples * recipe.epochs)
         of_mix = round(draws * data.mix_per_epoch / planned.num_samples)
         num_long = planned.num_samples - data.mix_per_epoch
         # Those of the mix keep their positions, so that each is computed once.
         computed = (
-            (data.samples, draws - of_mix if redraws_reference(recipe) else min(draws - of_mix, num_long)),
+            (data.samples, draws - of_mix if recipe.redraws_reference else min(draws - of_mix, num_long)),
             (data.mix, min(of_mix, len(data.mix))),
         )
         for samples, times in computed:
@@ -333,7 +323,7 @@ def _remedies(step: StepPlan, fits: Sequence[Fit], card: str, rows_per_step: int
 
 def _row(step: StepPlan, prompt: int, responses: tuple[int, ...]) -> RowLayout:
     """Return a row of one sample of these lengths. Its short prompt, if it has one, is that of the step's row."""
-    parts = row_parts(step.recipe.objective)
+    parts = step.recipe.objective.parts
     return RowLayout(
         tuple(
             SharedPrefixLayout(
@@ -351,7 +341,7 @@ def _fits(step: StepPlan, response: int) -> list[Fit]:
         return []
     found = []
     for prompt in _CONTEXTS:
-        for rejected in _NUM_REJECTED if uses_rejected(step.recipe.objective) else (0,):
+        for rejected in _NUM_REJECTED if step.recipe.objective.uses_rejected else (0,):
             row = _row(step, prompt, (response,) * (1 + rejected))
             total = {choice: needs.total for choice, needs in memory_by_recompute(replace(step, row=row)).items()}
             first = next((choice for choice, size in total.items() if size <= step.device_bytes), None)

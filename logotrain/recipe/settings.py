@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, Tokens
 from logodata.pairs.settings import PairSettings
 from logotrain.recipe.foreign_names import NAMES, VALUES
+from logotrain.recipe.objectives import LogoSettings, ObjectiveSettings
 
 Backend = Literal["flash", "flex", "sdpa"]
 """What computes the attention."""
@@ -126,159 +126,6 @@ class PositionSettings(RecipeModel):
 
     target_length: Tokens | None = None
     """Positions lie in [0, target_length). Null takes the model's window, scaled by ``rope.factor``."""
-
-
-class LogoSettings(RecipeModel):
-    """LOGO (paper Eq. 2 and 3). The defaults are the paper's values for the Llama-3-8B family."""
-
-    name: Literal["logo"] = "logo"
-    """Which loss."""
-
-    beta: float = Field(default=10.0, gt=0)
-    """Scale of the difference of mean token log-probabilities."""
-
-    gamma: float = Field(default=3.0, ge=0)
-    """Margin by which the preferred response must lead, after scaling by beta."""
-
-    sft_weight: float = Field(default=0.1, ge=0)
-    """Weight lambda of the negative mean log-probability of the preferred response."""
-
-
-class SimpoSettings(RecipeModel):
-    """SimPO (arXiv 2405.14734): one pair per dis-preferred response, their losses averaged."""
-
-    name: Literal["simpo"] = "simpo"
-    """Which loss."""
-
-    beta: float = Field(default=10.0, gt=0)
-    """Scale of the difference of mean token log-probabilities."""
-
-    gamma: float = Field(default=3.0, ge=0)
-    """Margin by which the preferred response must lead, after scaling by beta."""
-
-
-class CpoSettings(RecipeModel):
-    """CPO (arXiv 2401.08417): one pair per dis-preferred response, their losses averaged."""
-
-    name: Literal["cpo"] = "cpo"
-    """Which loss."""
-
-    beta: float = Field(default=0.1, gt=0)
-    """Scale of the difference of summed log-probabilities."""
-
-    sft_weight: float = Field(default=1.0, ge=0)
-    """Weight of the negative mean log-probability of the preferred response."""
-
-
-class DpoSettings(RecipeModel):
-    """DPO (arXiv 2305.18290). Its reference is the untrained model, whose log-probabilities are computed once, before
-    step 1."""
-
-    name: Literal["dpo"] = "dpo"
-    """Which loss."""
-
-    beta: float = Field(default=0.1, gt=0)
-    """Scale of the difference of summed log-probability ratios."""
-
-    sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the preferred response's negative mean log-probability, which DPO has not. LongReward (arXiv
-    2410.21252) takes 0.1, Iterative RPO (2404.19733) 1."""
-
-
-class IpoSettings(RecipeModel):
-    """IPO (arXiv 2310.12036, Eq. 17) on mean token log-probabilities, as TRL computes it. Its reference is DPO's."""
-
-    name: Literal["ipo"] = "ipo"
-    """Which loss."""
-
-    tau: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference: the log-probability ratios of preferred and dis-preferred responses are to
-    differ by 1 / (2 tau) nats a token."""
-
-
-class OrpoSettings(RecipeModel):
-    """ORPO (arXiv 2403.07691), which needs no reference: one pair per dis-preferred response, their losses averaged."""
-
-    name: Literal["orpo"] = "orpo"
-    """Which loss."""
-
-    preference_weight: float = Field(default=0.1, ge=0)
-    """Weight lambda of the log odds ratio beside the negative mean log-probability of the preferred response."""
-
-
-class SftSettings(RecipeModel):
-    """Instruct tuning on the preferred responses (paper Table 1). Dis-preferred responses are not computed."""
-
-    name: Literal["sft"] = "sft"
-    """Which loss."""
-
-    tokens: Literal["response", "sequence"] = "response"
-    """Tokens that are trained on: ``response`` is the paper's Instruct Tuning (Partial), ``sequence`` (prompt and
-    response) its Instruct Tuning (Full)."""
-
-
-def _name_or(default: str) -> Discriminator:
-    def name(value: Any) -> Any:
-        return value.get("name", default) if isinstance(value, dict) else getattr(value, "name", None)
-
-    return Discriminator(name)
-
-
-WrappedSettings = Annotated[
-    Annotated[LogoSettings, Tag("logo")]
-    | Annotated[SimpoSettings, Tag("simpo")]
-    | Annotated[DpoSettings, Tag("dpo")]
-    | Annotated[OrpoSettings, Tag("orpo")],
-    _name_or("simpo"),
-]
-
-
-class SolopoSettings(RecipeModel):
-    """SoLoPO (arXiv 2505.11166): a preference loss under the prompt of the critical chunks alone, and a term that gives
-    the preferred response the same reward under the whole prompt."""
-
-    name: Literal["solopo"] = "solopo"
-    """Which loss."""
-
-    loss: WrappedSettings = SimpoSettings()
-    """The loss under the short prompt, with its own fields. ``name`` is ``simpo``, ``dpo``, ``orpo`` or ``logo``."""
-
-    alpha: float = Field(default=1.0, ge=0)
-    """Weight of the distance between the rewards of the preferred response under both prompts. The paper takes 1 for
-    SimPO and ORPO and 3 for DPO with Qwen2.5-7B."""
-
-
-class LongpoSettings(RecipeModel):
-    """LongPO (arXiv 2502.13922, Eq. 12 to 14): DPO under the whole prompt, whose reference sees the prompt of the
-    critical chunks alone, with the model's own RoPE; and the negative mean log-probability of prompt and preferred
-    response."""
-
-    name: Literal["longpo"] = "longpo"
-    """Which loss."""
-
-    beta: float = Field(default=0.1, gt=0)
-    """Scale of the difference of summed log-probability ratios. The command of the authors' repository has 0.01."""
-
-    preference_weight: float = Field(default=0.01, ge=0)
-    """Weight lambda of the preference beside the negative mean log-probability, whose weight is 1."""
-
-    tokens: Literal["sequence", "response"] = "sequence"
-    """Tokens of the negative mean log-probability: prompt and preferred response, as in the paper, or the preferred
-    response alone."""
-
-
-ObjectiveSettings = Annotated[
-    Annotated[LogoSettings, Tag("logo")]
-    | Annotated[SimpoSettings, Tag("simpo")]
-    | Annotated[CpoSettings, Tag("cpo")]
-    | Annotated[DpoSettings, Tag("dpo")]
-    | Annotated[IpoSettings, Tag("ipo")]
-    | Annotated[OrpoSettings, Tag("orpo")]
-    | Annotated[SolopoSettings, Tag("solopo")]
-    | Annotated[LongpoSettings, Tag("longpo")]
-    | Annotated[SftSettings, Tag("sft")],
-    _name_or("logo"),
-]
 
 
 class LoraSettings(RecipeModel):
@@ -566,8 +413,8 @@ class TrainRecipe(RecipeModel):
     @classmethod
     def _is_computed(cls, value: ValidationSettings, info: ValidationInfo) -> ValidationSettings:
         objective = info.data.get("objective")
-        if value.metric in ("margin", "accuracy") and isinstance(objective, SftSettings | SolopoSettings):
-            of = " under the whole prompt" if isinstance(objective, SolopoSettings) else ""
+        if value.metric in ("margin", "accuracy") and objective is not None and not objective.parts[-1].rejected:
+            of = " under the whole prompt" if objective.uses_rejected else ""
             raise ValueError(f"metric: objective {objective.name} computes no {value.metric}{of}; loss or chosen_logp")
         data = info.data.get("data")
         if isinstance(data, DataSettings) and data.validation is None:
@@ -589,72 +436,12 @@ class TrainRecipe(RecipeModel):
         return self.tuning == "full" and self.dtype == "bfloat16"
 
     @property
+    def redraws_reference(self) -> bool:
+        """Whether the untrained model's log-probabilities of a sample differ by epoch, as positions do. The prompt of
+        critical chunks has natural ones."""
+        return self.positions.mode != "natural" and not all(part.short for part in self.objective.reference_parts)
+
+    @property
     def narrow_adapters(self) -> bool:
         """Whether float32 adapters compute in bfloat16, as their base model does."""
         return self.tuning != "full" and self.dtype == "bfloat16"
-
-
-@dataclass(frozen=True, slots=True)
-class RowPart:
-    """A prompt with the responses after it that share its computation. A sample brings one or two of them to a row.
-
-    Attributes:
-        short: whether the prompt holds the critical chunks alone, at natural positions.
-        rejected: whether the dis-preferred responses follow the preferred one.
-        scores_prompt: whether the prompt's tokens, all but the first, are scored too.
-    """
-
-    short: bool = False
-    rejected: bool = True
-    scores_prompt: bool = False
-
-
-def row_parts(settings: ObjectiveSettings) -> tuple[RowPart, ...]:
-    """Return what a sample brings to a row of training. The whole prompt is in the last part."""
-    match settings:
-        case SolopoSettings():
-            return RowPart(short=True), RowPart(rejected=False)
-        case SftSettings(tokens=tokens):
-            return (RowPart(rejected=False, scores_prompt=tokens == "sequence"),)
-        case LongpoSettings(tokens=tokens):
-            return (RowPart(scores_prompt=tokens == "sequence"),)
-        case _:
-            return (RowPart(),)
-
-
-def reference_parts(settings: ObjectiveSettings) -> tuple[RowPart, ...]:
-    """Return what a sample brings to a row of the untrained model, which scores responses alone. It is empty if the
-    loss reads no log-probabilities of that model."""
-    match settings:
-        case SolopoSettings(loss=DpoSettings()) | DpoSettings() | IpoSettings():
-            return row_parts(settings)
-        case LongpoSettings():
-            return (RowPart(short=True),)
-        case _:
-            return ()
-
-
-def uses_rejected(settings: ObjectiveSettings) -> bool:
-    """Return whether the loss reads dis-preferred responses. If not, rows do not hold them."""
-    return any(part.rejected for part in row_parts(settings))
-
-
-def uses_reference(settings: ObjectiveSettings) -> bool:
-    """Return whether the loss reads log-probabilities of the untrained model."""
-    return bool(reference_parts(settings))
-
-
-def redraws_reference(recipe: TrainRecipe) -> bool:
-    """Return whether the untrained model's log-probabilities of a sample differ by epoch, as positions do. The prompt
-    of critical chunks has natural ones."""
-    return recipe.positions.mode != "natural" and not all(part.short for part in reference_parts(recipe.objective))
-
-
-def uses_short_prompt(settings: ObjectiveSettings) -> bool:
-    """Return whether the loss reads log-probabilities under the prompt of the critical chunks alone."""
-    return any(part.short for part in (*row_parts(settings), *reference_parts(settings)))
-
-
-def scores_prompt(settings: ObjectiveSettings) -> bool:
-    """Return whether the loss reads the log-probabilities of the prompt's tokens."""
-    return any(part.scores_prompt for part in row_parts(settings))

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logodata.contract import PreferenceSample
-from logotrain.recipe.settings import PositionSettings, RowPart, TrainRecipe, row_parts
+from logotrain.recipe.objectives import RowPart
+from logotrain.recipe.settings import PositionSettings, TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.positions import draw_mode, draw_positions
 
@@ -135,7 +136,7 @@ class Collator:
             recipe.positions,
             target_length,
             recipe.seed,
-            parts=row_parts(recipe.objective),
+            parts=recipe.objective.parts,
             pad_to_multiple=_PAD_TO if recipe.compile else 1,
             unspread=unspread,
         )

@@ -24,7 +24,8 @@ from logotrain.cli import main
 from logotrain.data.loading import load_data
 from logotrain.loss.logprobs import SampleLogprobs
 from logotrain.loss.objective import logo
-from logotrain.recipe.settings import LogoSettings, PositionSettings, TrainRecipe
+from logotrain.recipe.objectives import LogoSettings
+from logotrain.recipe.settings import PositionSettings, TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.run import run
 from tests.conftest import make_model

@@ -26,23 +26,19 @@ from logotrain.interrupt import Stopped
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.loss.objective import dpo, ipo, longpo, orpo, simpo, solopo
 from logotrain.loss.routers import RouterRecord
-from logotrain.recipe.settings import (
-    CollapseSettings,
+from logotrain.recipe.objectives import (
     DpoSettings,
     IpoSettings,
     LogoSettings,
     LongpoSettings,
     ObjectiveSettings,
     OrpoSettings,
-    PositionSettings,
     RowPart,
     SimpoSettings,
     SolopoSettings,
-    TrainRecipe,
     WrappedSettings,
-    reference_parts,
-    row_parts,
 )
+from logotrain.recipe.settings import CollapseSettings, PositionSettings, TrainRecipe
 from logotrain.rows.collate import Collator, short_prompt
 from logotrain.run import run
 from logotrain.schedule import Schedule
@@ -87,7 +83,7 @@ def test_a_short_prompt_is_the_prompt_of_the_critical_chunks_alone(
 
 
 def collator(settings: ObjectiveSettings, *, mode: str = "continuous", reference: bool = False) -> Collator:
-    parts = reference_parts(settings) if reference else row_parts(settings)
+    parts = settings.reference_parts if reference else settings.parts
     return Collator(PositionSettings.model_validate({"mode": mode}), 500, seed=0, parts=parts)
 
 
@@ -191,13 +187,13 @@ def shared_loss(
     """The loss of a sample that shares its row with another one, before it and behind it, as training computes it."""
     other = sample.model_copy(update={"id": "other", "chosen": sample.rejected[0]})
     expected = None
-    if reference_parts(settings):
+    if settings.reference_parts:
         row = collator(settings, mode=mode, reference=True)([(0, sample)])
         with use_shared_prefix(reference.causal_lm), torch.no_grad():
             parts = split_logprobs(reference(row), row)
         expected = torch.stack([values.sum() for part in parts for values in part.responses])
     row = collator(settings, mode=mode)([(0, other), (0, sample), (0, other)])
-    count = len(row_parts(settings))
+    count = len(settings.parts)
     with use_shared_prefix(model.causal_lm):
         parts = split_logprobs(model(row), row)[count : 2 * count]
     loss, _ = steps._sample_loss(sample, parts, settings, expected)
@@ -233,7 +229,7 @@ def test_shared_rows_equal_separate_ones(
     model, reference = models
     sample = make_sample("a")
     responses = [sample.chosen.token_ids, *(response.token_ids for response in sample.rejected)]
-    place = len(row_parts(settings)) - 1
+    place = len(settings.parts) - 1
     row = collator(settings)([(0, sample)])
     start = row.layout.sample_starts[place]
     positions = row.position_ids[0, start : start + 31].tolist()
@@ -343,7 +339,7 @@ def test_a_stopped_run_with_held_out_samples_goes_on(
     assert metrics_of(tmp_path / "run") == metrics_of(whole)
     files = [
         "validation.jsonl",
-        *(["reference.jsonl"] if reference_parts(recipe_of(make_recipe, name).objective) else []),
+        *(["reference.jsonl"] if recipe_of(make_recipe, name).objective.reference_parts else []),
     ]
     for file in files:
         found, expected = ((out / file).read_text().splitlines() for out in (tmp_path / "run", whole))
@@ -353,7 +349,7 @@ def test_a_stopped_run_with_held_out_samples_goes_on(
     for line in lines:
         assert short <= line.keys() if name.startswith("solopo") else not short & line.keys()
         assert ("margin" in line) != name.startswith("solopo")
-        has_reference = bool(reference_parts(recipe_of(make_recipe, name).objective))
+        has_reference = bool(recipe_of(make_recipe, name).objective.reference_parts)
         assert ("reward_margin" in line or "short_reward_margin" in line) == has_reference
 
 
@@ -411,7 +407,7 @@ def test_the_router_loss_of_two_prompts_is_the_mean_of_both(
     scorer, found = LogprobModel(AutoModelForCausalLM.from_pretrained(folder)), []
     data = load_data(recipe)
     draws = [(epoch, data.samples[index]) for epoch, index in Schedule(recipe, len(data.samples)).samples(0)]
-    for part in row_parts(recipe.objective):
+    for part in recipe.objective.parts:
         record = RouterRecord(loss=True)
         with use_shared_prefix(scorer.causal_lm), torch.no_grad():
             scorer(Collator(recipe.positions, data.target_length, recipe.seed, (part,))(draws), record)
@@ -535,5 +531,5 @@ def test_parts_of_every_objective() -> None:
     }
     for name, parts in expected.items():
         settings: Any = adapter.validate_python({"name": name})
-        assert (row_parts(settings), reference_parts(settings)) == parts
-    assert (row_parts(SOLOPO_DPO), reference_parts(SOLOPO_DPO)) == (both, both)
+        assert (settings.parts, settings.reference_parts) == parts
+    assert (SOLOPO_DPO.parts, SOLOPO_DPO.reference_parts) == (both, both)

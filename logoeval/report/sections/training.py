@@ -12,7 +12,8 @@ from logodata.common.markup import join, tag
 from logoeval.records import Excerpt
 from logoeval.report import figures
 from logoeval.report.tables import Section, figure
-from logotrain.recipe.settings import LoraSettings, ObjectiveSettings, OptimizerSettings
+from logotrain.recipe.objectives import ObjectiveSettings
+from logotrain.recipe.settings import LoraSettings, OptimizerSettings
 from logotrain.run_files import METRICS_FILE, VALIDATION_FILE
 
 

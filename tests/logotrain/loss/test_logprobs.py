@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 from logodata.contract import PreferenceSample
 from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
-from logotrain.recipe.settings import PositionSettings, RowPart
+from logotrain.recipe.objectives import RowPart
+from logotrain.recipe.settings import PositionSettings
 from logotrain.rows.collate import Collator
 
 Samples = Callable[..., PreferenceSample]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from logotrain.loss.objective import PreferenceLoss, cpo, dpo, ipo, logo, orpo, sample_loss, sft, simpo
-from logotrain.recipe.settings import (
+from logotrain.recipe.objectives import (
     CpoSettings,
     DpoSettings,
     IpoSettings,
@@ -27,8 +27,6 @@ from logotrain.recipe.settings import (
     SimpoSettings,
     SolopoSettings,
     WrappedSettings,
-    uses_reference,
-    uses_rejected,
 )
 
 LENGTHS = torch.tensor([4.0, 3.0]), torch.tensor([[2.0, 5.0], [1.0, 7.0]])
@@ -166,7 +164,7 @@ def double(values: Any) -> Tensor:
 )
 def test_worked_values_under_the_long_prompt(settings: ObjectiveSettings, expected: dict[str, float]) -> None:
     for (case, m), value in expected.items():
-        reference = double(LONG_REFERENCE[case][: 1 + int(m)]) if uses_reference(settings) else None
+        reference = double(LONG_REFERENCE[case][: 1 + int(m)]) if settings.uses_reference else None
         terms = sample_loss(settings, responses_of(LONG[case], int(m)), reference=reference)
         assert terms.loss.item() == pytest.approx(value, abs=5e-7), (case, m)
 
@@ -212,7 +210,7 @@ def solopo_terms(
     long_chosen = responses_of(LONG[case], 0)[0].requires_grad_()
     of_short = double(SHORT_REFERENCE[case][: 1 + m])
     of_both = torch.cat([of_short, double(LONG_REFERENCE[case][:1])])
-    reads = uses_reference(settings)
+    reads = settings.uses_reference
     both = sample_loss(
         SolopoSettings(loss=settings, alpha=alpha),
         responses,
@@ -321,7 +319,7 @@ def test_samples_of_a_batch_do_not_mix(name: str) -> None:
 )
 def test_order_of_dispreferred_responses_does_not_matter(settings: ObjectiveSettings) -> None:
     responses = token_logprobs((4, 7, 2, 3), seed=1)
-    reference = torch.tensor([-3.0, -4.0, -5.0, -6.0], dtype=torch.float64) if uses_reference(settings) else None
+    reference = torch.tensor([-3.0, -4.0, -5.0, -6.0], dtype=torch.float64) if settings.uses_reference else None
     order = [0, 3, 1, 2]
     plain = sample_loss(settings, responses, reference=reference)
     permuted = sample_loss(
@@ -342,7 +340,7 @@ def test_margin_is_the_same_for_every_objective() -> None:
     responses = token_logprobs((4, 7, 2), seed=2)
     expected = responses[0].mean() - (responses[1].mean() + responses[2].mean()) / 2
     for settings in (LogoSettings(), SimpoSettings(), CpoSettings(), DpoSettings(), IpoSettings(), OrpoSettings()):
-        reference = torch.tensor([-3.0, -4.0, -5.0]) if uses_reference(settings) else None
+        reference = torch.tensor([-3.0, -4.0, -5.0]) if settings.uses_reference else None
         terms = sample_loss(settings, responses, reference=reference)
         assert terms.margin is not None
         assert terms.margin.item() == pytest.approx(expected.item(), rel=1e-12), settings.name
@@ -583,8 +581,8 @@ def test_sft_is_cross_entropy_over_the_trained_tokens(tokens: str) -> None:
 
 def test_a_sample_gives_one_value_of_each_part() -> None:
     for settings in (LogoSettings(), SimpoSettings(), CpoSettings(), DpoSettings(), SftSettings()):
-        responses = token_logprobs((4, 7, 2) if uses_rejected(settings) else (4,), seed=0)
-        terms = sample_loss(settings, responses, reference=torch.zeros(3) if uses_reference(settings) else None)
+        responses = token_logprobs((4, 7, 2) if settings.uses_rejected else (4,), seed=0)
+        terms = sample_loss(settings, responses, reference=torch.zeros(3) if settings.uses_reference else None)
         assert terms.loss.shape == terms.preference.shape == terms.sft.shape == (1,)
 
 

@@ -22,7 +22,8 @@ from logotrain.loss.logprobs import LogprobModel
 from logotrain.loss.router_weight import router_weight
 from logotrain.loss.routers import RouterRecord
 from logotrain.model.recompute import checkpoint_layers
-from logotrain.recipe.settings import PositionSettings, Recompute, RowPart, TrainRecipe
+from logotrain.recipe.objectives import RowPart
+from logotrain.recipe.settings import PositionSettings, Recompute, TrainRecipe
 from logotrain.rows.collate import Collator, Row
 from logotrain.run import run
 from tests import tiny_models

@@ -10,7 +10,8 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logotrain.recipe.settings import PositionSettings, RowPart
+from logotrain.recipe.objectives import RowPart
+from logotrain.recipe.settings import PositionSettings
 from logotrain.rows.collate import Collator, Row
 
 Samples = Callable[..., PreferenceSample]
