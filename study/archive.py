@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,21 +48,30 @@ def unpack(path: Path, study: Study) -> None:
         UserError: The folder holds measurements, ``path`` is no such file, or it was made with other documents.
     """
     if (study.folder / JOURNAL).exists():
-        raise UserError("holds measurements", where=str(study.folder), mend="give another -o, or leave --measured out")
+        raise UserError("holds measurements", where=str(study.folder), mend="leave --measured out, or move it away")
     mend = "give the measurements-SCALE.tar.xz of a report"
+    scratch = study.folder / ".measurements"
+    shutil.rmtree(scratch, ignore_errors=True)
     try:
         with tarfile.open(path) as archive:
-            archive.extractall(study.folder, filter="data")
-    except (OSError, tarfile.TarError) as error:
+            archive.extractall(scratch, filter="data")
+    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
         raise UserError(f"cannot be unpacked: {error}", where=str(path), mend=mend) from error
     if study.scale.corpus:
         asked = dict(_questions(study))
-        for found in (path for name in _ASKED for path in study.folder.glob(f"*/*/predictions/{name}")):
+        for found in (path for name in _ASKED for path in scratch.glob(f"*/*/predictions/{name}")):
             rows = [row for _, row in json_objects(found, mend=mend)]
             unknown = next((row["id"] for row in rows if row["id"] not in asked), None)
             if unknown is not None:
                 raise UserError(f"the corpus has no question {unknown!r}", where=str(path), mend="clone it again")
             write_atomic(found, _lines([{**row, **asked[row["id"]]} for row in rows]))
+    # The journal comes last: what is not in it is not done.
+    for found in sorted(scratch.rglob("*"), key=lambda file: file.name == JOURNAL):
+        if found.is_file():
+            target = study.folder / found.relative_to(scratch)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            found.replace(target)
+    shutil.rmtree(scratch)
 
 
 def _files(study: Study) -> Iterator[Path]:

@@ -131,10 +131,16 @@ LARGE_CLAIMS = (
 def claims_of(outcomes: Outcomes) -> tuple[Sequence[Claim], Sequence[Claim], Sequence[Claim]]:
     """Return the claims of a study, those on fresh questions, and these over all questions, on the rows that are
     measured."""
-    rows = {one.name for one in outcomes.rows}
+    rows = {one.name: one for one in outcomes.rows}
+
+    def comparable(row: str, other: str) -> bool:
+        if not {row, other} <= rows.keys():
+            return False
+        is_untrained = rows[row].is_untrained or rows[other].is_untrained
+        return is_untrained or bool(outcomes.shared_seeds(rows[row], rows[other]))
 
     def about(claims: Sequence[Claim]) -> Sequence[Claim]:
-        return [claim for claim in claims if {claim.row, claim.other} <= rows]
+        return [claim for claim in claims if comparable(claim.row, claim.other)]
 
     if outcomes.study.scale.corpus:
         return about(LARGE_CLAIMS), (), ()
@@ -149,11 +155,14 @@ NOT_TESTABLE = (
 
 
 def judge(claim: Claim, outcomes: Outcomes) -> Finding:
-    """Return what was found for a claim."""
+    """Return what was found for a claim. None is confirmed of a row that collapsed with one of its seeds."""
     one, other = outcomes.row(claim.row), outcomes.row(claim.other)
     change = outcomes.change(one, other, claim.measure)
     by_seed = outcomes.changes_by_seed(one, other, claim.measure)
-    return Finding(claim, change, by_seed, _verdict(claim, change, by_seed))
+    verdict = _verdict(claim, change, by_seed)
+    if verdict == "confirmed" and outcomes.collapsed_seeds(one):
+        verdict = "not confirmed"
+    return Finding(claim, change, by_seed, verdict)
 
 
 def _verdict(claim: Claim, change: Estimate, by_seed: Sequence[float]) -> Verdict:

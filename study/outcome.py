@@ -10,14 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from logodata.common.append_log import AppendLog
-from logodata.common.files import write_json
 from logodata.contract import Stats
 from logodata.dataset.files import read_stats
 from logoeval.compare.compare import read_runs
@@ -89,19 +87,17 @@ FRESH_MEASURES = (FRESH_F1, *(replace(measure, questions="fresh") for measure in
 
 
 def chosen_rates(study: Study, collapsed: Collection[str] = ()) -> dict[str, float]:
-    """Return the learning rate of each method, and write all of them to ``rates.json``.
+    """Return the learning rate of each method.
 
     It is the rate whose pilot has the best word F1 on the validation questions; of equal rates it is the lowest. A
     method whose pilots are not all validated yet has none. ``collapsed`` are the names of trainings that collapsed.
     """
     found, tried = validation_scores(study, collapsed), Counter(tuned.name for tuned, _ in study.tried())
-    rates = {
+    return {
         name: max(sorted(scores), key=lambda rate: scores[rate])
         for name, scores in found.items()
         if len(scores) == tried[name]
     }
-    write_json(study.folder / "rates.json", {"chosen": rates, "validation_f1": found})
-    return rates
 
 
 def validation_scores(study: Study, collapsed: Collection[str] = ()) -> dict[str, dict[float, float]]:
@@ -144,6 +140,8 @@ class Outcomes:
         self._collapsed = collapsed
         self.validation_f1 = validation_scores(study, collapsed)
         self._read = cache(partial(read_results, missing_ok=True))
+        self.answers = cache(self._answers)
+        """The outcome of each held-out answer of a row and a seed, by sample id."""
 
     def check(self) -> None:
         """Check that rows that are compared sample by sample have the same samples and settings.
@@ -170,8 +168,16 @@ class Outcomes:
         return self.study.scale.rows
 
     def seeds(self, row: Row) -> tuple[int, ...]:
-        """Return the seeds with which a row is measured, up to the first one that is missing."""
-        return tuple(takewhile(partial(self._is_measured, row), self.study.seeds(row)))
+        """Return the seeds with which a row is measured."""
+        return tuple(filter(partial(self._is_measured, row), self.study.seeds(row)))
+
+    def shared_seeds(self, row: Row, other: Row) -> tuple[int, ...]:
+        """Return the seeds with which two trained rows are both measured."""
+        return tuple(seed for seed in self.seeds(row) if seed in self.seeds(other))
+
+    def collapsed_seeds(self, row: Row) -> tuple[int, ...]:
+        """Return the seeds with which a row's model collapsed while it was trained."""
+        return tuple(seed for seed in self.study.seeds(row) if self.has_collapsed(row, seed))
 
     def _is_measured(self, row: Row, seed: int) -> bool:
         tasks = {F1.task, MARGIN.task, PERPLEXITY.task, *([RECALL.task] if row.main else [])}
@@ -183,9 +189,9 @@ class Outcomes:
         """What is not measured yet: rows with their seeds."""
         left = {
             one: [
-                f"{seed}, collapsed" if self.has_collapsed(one, seed) else str(seed)
+                str(seed)
                 for seed in self.study.seeds(one)
-                if seed not in self.seeds(one)
+                if seed not in (*self.seeds(one), *self.collapsed_seeds(one))
             ]
             for one in self._all
         }
@@ -237,8 +243,7 @@ class Outcomes:
             return sample.scores[measure.key]
         return float(self.answers(row, seed)[sample.id] == measure.key.removeprefix("outcome:"))
 
-    def answers(self, row: Row, seed: int) -> dict[str, Outcome]:
-        """Return the outcome of each held-out answer, by sample id."""
+    def _answers(self, row: Row, seed: int) -> dict[str, Outcome]:
         records = AppendLog(self.study.measured(row, seed) / PREDICTIONS_DIR / "qa.jsonl").values()
         return {record["id"]: classify(record["response"], record["question"], record["answers"]) for record in records}
 
@@ -271,8 +276,10 @@ class Outcomes:
         (after, clusters), (before, _) = self.scores(row, measure), self.scores(other, measure)
         if row.is_untrained or other.is_untrained:
             after, before = np.broadcast_arrays(after, before)
-        shared = min(len(after), len(before))
-        return after[:shared], before[:shared], clusters
+            return after, before, clusters
+        shared = self.shared_seeds(row, other)
+        of_row, of_other = ([self.seeds(one).index(seed) for seed in shared] for one in (row, other))
+        return after[of_row], before[of_other], clusters
 
     def curves(self) -> dict[str, Curve]:
         """Return what was measured over the training of rows, by name."""

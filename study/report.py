@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
@@ -86,6 +86,7 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         f"# Does it work? The paper's comparisons on SmolLM2-135M-Instruct ({size})",
         *([_TRIAL] if study.is_trial else []),
         *([_so_far(outcomes)] if outcomes.missing else []),
+        *_collapsed(outcomes),
         _written_by(study),
         f"What was decided before the runs is in [protocol.md]({_from(folder, study.scale.protocol)}). Numbers in "
         "brackets are 95 % intervals, paired where they are differences, resampled by what samples share: "
@@ -211,6 +212,14 @@ def _longbench(study: Study) -> list[str]:
         f"{count} rows in a window of {study.scale.longbench_window:,} tokens: far too few for official scores.",
         "\n".join([f"|  | {' | '.join(head)} |", f"| {rule} |", *lines]),
     ]
+
+
+def _collapsed(outcomes: Outcomes) -> Iterator[str]:
+    """Say which rows collapsed at their own learning rate. They are in no number."""
+    lost = {one: outcomes.collapsed_seeds(one) for one in outcomes.study.scale.rows}
+    found = [f"{one.label} (seed {', '.join(map(str, seeds))})" for one, seeds in lost.items() if seeds]
+    if found:
+        yield f"**Collapsed**, and so in no number: {'; '.join(found)}. No claim of such a row is confirmed."
 
 
 def _phases(study: Study, rates: Mapping[str, float]) -> list[tuple[str, list[Job]]]:

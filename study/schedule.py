@@ -134,7 +134,6 @@ def run_jobs(
                 f"[{journal.number_done()} of {total} done] {job.name}: {taken.seconds:.0f} s, {taken.peak_gib:.1f} GiB"
             )
         elif not stopping.is_set():
-            stopping.set()
             raise UserError(
                 f"{job.name} ended with code {process.returncode}: {_last_line(log)}",
                 where=str(log),
@@ -142,6 +141,13 @@ def run_jobs(
             )
 
     def run_queue(queue: Iterable[Sequence[Job]]) -> None:
+        try:
+            run_chains(queue)
+        except BaseException:
+            stopping.set()
+            raise
+
+    def run_chains(queue: Iterable[Sequence[Job]]) -> None:
         for chain in queue:
             for number, job in enumerate(chain, 1):
                 following = chain[number:]

@@ -20,6 +20,7 @@ from logotrain.recipe.settings import TrainRecipe
 from study.__main__ import prepare
 from study.corpora import read_fairytaleqa
 from study.jobs import Job, Study
+from study.outcome import chosen_rates
 from study.report import all_jobs
 from study.rows import LOGO
 from study.scale import CPU, DOCUMENTS, SCALES, Scale
@@ -273,6 +274,32 @@ def test_a_method_is_measured_at_the_rate_that_its_own_pilots_chose(tmp_path: Pa
     methods = [job for queue in study.methods(lambda: RATES) for chain in queue for job in chain]
     assert {job.name for job in study.pilots()} < {job.name for job in methods}
     assert {job.command for job in methods} < {job.command for job in all_jobs(study, RATES)}
+
+
+def test_a_study_goes_on_after_all_pilots_are_validated(tmp_path: Path) -> None:
+    """Both workers ask for the rates at the same time."""
+    study = Study(SCALES["large"], tmp_path)
+    for number in range(20):
+
+        def queue(name: str) -> Iterator[list[Job]]:
+            chosen_rates(study)
+            yield [_job(name, "pass")]
+
+        run_jobs([queue(f"{number}-a"), queue(f"{number}-b")], 2, tmp_path, Journal(tmp_path), 2)
+    assert Journal(tmp_path).number_done() == 40
+
+
+def test_what_fails_beside_the_jobs_stops_the_study_too(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+
+    def broken() -> Iterator[list[Job]]:
+        yield [_job("a", "pass")]
+        raise UserError("no rate")
+
+    slow = [[_job("b", "import time; time.sleep(1)")], [_job("c", f"open({str(trace)!r}, 'w')")]]
+    with pytest.raises(UserError, match="no rate"):
+        run_jobs([broken(), slow], 2, tmp_path, Journal(tmp_path), 3)
+    assert not trace.exists()
 
 
 def test_a_queue_decides_on_a_chain_when_those_before_it_are_done(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from logoeval.records import Curve, CurvePoint, CurveValue, Metric, Provenance, 
 from logoeval.records import write_results as write_results_there
 from logoeval.tasks.qa import METRICS as QA_METRICS
 from study.__main__ import main, prepare
+from study.archive import pack, unpack
 from study.claims import CLAIMS, LARGE_CLAIMS, REPLICATED, TOGETHER, Claim, judge
 from study.jobs import Job, Study
 from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity
@@ -146,7 +147,6 @@ def made(scale: Scale, folder: Path, tiny_tokenizer: object) -> Study:
 def test_rates_are_the_best_on_validation_and_of_equal_ones_the_lowest(study: Study) -> None:
     rates = chosen_rates(study)
     assert rates == {"sft-full": 5e-4, SFT: 2e-4, "simpo": 5e-4, LOGO: 5e-4}
-    assert json.loads((study.folder / "rates.json").read_text())["chosen"] == rates
 
 
 def test_a_rate_at_which_the_model_collapsed_is_not_chosen(tmp_path: Path, tiny_tokenizer: object) -> None:
@@ -160,7 +160,44 @@ def test_a_rate_at_which_the_model_collapsed_is_not_chosen(tmp_path: Path, tiny_
     shutil.rmtree(study.measured(LARGE.row("solopo"), 2))
     outcomes = Outcomes(study, rates, collapsed)
     assert "| + LOGO (M=2, λ=0.1) | **40.0** | collapsed |" in rates_table(outcomes).markdown()
-    assert outcomes.missing == ["+ SoLoPO over LOGO (seed 2, collapsed)"]
+    assert outcomes.missing == []
+    assert outcomes.collapsed_seeds(LARGE.row("solopo")) == (2,)
+
+
+def test_seeds_are_paired_by_name_and_a_row_that_collapsed_confirms_nothing(study: Study, tmp_path: Path) -> None:
+    rates, lost = chosen_rates(study), study.run(CPU.row(LOGO), 1, 5e-4).relative_to(study.folder).as_posix()
+    whole = Outcomes(study, rates)
+    expected = [whole.changes_by_seed(CPU.row(LOGO), CPU.row(SFT), F1)[seed] for seed in (0, 2)]
+    claim = Claim("x", LOGO, BASE, F1, +1)
+    assert judge(claim, whole).verdict == "confirmed"
+    shutil.rmtree(study.measured(CPU.row(LOGO), 1))
+    outcomes = Outcomes(study, rates, [lost])
+    assert outcomes.seeds(CPU.row(LOGO)) == outcomes.shared_seeds(CPU.row(LOGO), CPU.row(SFT)) == (0, 2)
+    assert outcomes.changes_by_seed(CPU.row(LOGO), CPU.row(SFT), F1) == pytest.approx(expected)
+    assert outcomes.missing == []
+    assert judge(claim, outcomes).verdict == "not confirmed"
+    journal = Journal(study.folder)
+    journal.add(Job(lost, "logotrain", ()), ok=False, taken=Taken(1.0, 1.0, 1.0), collapsed=True)
+    write_report(study, rates, journal, tmp_path / "report")
+    said = (tmp_path / "report" / "README.md").read_text()
+    assert "**Collapsed**, and so in no number: + LOGO (M=2, λ=0.1) (seed 1)." in said
+
+
+def test_an_archive_that_is_cut_leaves_nothing_that_counts(study: Study, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.tar.xz"
+    pack(study, whole)
+    cut = tmp_path / "cut.tar.xz"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    again = Study(CPU, tmp_path / "again")
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        unpack(cut, again)
+    assert not [path for path in again.folder.glob("*") if path.name != ".measurements"]
+    unpack(whole, again)
+    names = [path.relative_to(study.folder) for path in study.folder.rglob("*.json*") if "data" not in path.parts]
+    held = {path.relative_to(again.folder) for path in again.folder.rglob("*.json*")}
+    assert held <= set(names)
+    assert Journal(again.folder).number_done() == Journal(study.folder).number_done()
+    assert not (again.folder / ".measurements").exists()
 
 
 def test_numbers_are_means_over_samples_and_seeds(study: Study) -> None:
@@ -345,8 +382,10 @@ def test_a_report_is_made_again_from_the_measurements_beside_it(tmp_path: Path, 
 
 def test_a_report_of_what_is_measured_so_far_names_the_rest(tmp_path: Path, tiny_tokenizer: object) -> None:
     study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
-    for name, seed in (("dpo", 0), ("ours", 0), (LOGO, 2), (SFT, 1)):
-        shutil.rmtree(study.measured(LARGE.row(name), seed))
+    missing = {SFT: (1,), "dpo": (0, 1, 2), LOGO: (2,), "ours": (0, 1, 2)}
+    for name, seeds in missing.items():
+        for seed in seeds:
+            shutil.rmtree(study.measured(LARGE.row(name), seed))
     shutil.rmtree(study.validated(LARGE.row("solopo"), LARGE.rates[0]))
     shutil.rmtree(study.curve(SFT))
     shutil.rmtree(study.data("train-kinds"))
@@ -355,13 +394,13 @@ def test_a_report_of_what_is_measured_so_far_names_the_rest(tmp_path: Path, tiny
     assert main(arguments) == 0
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "**Not finished.**" in page
-    seeds = {SFT: "1, 2", "dpo": "0, 1, 2", LOGO: "2", "ours": "0, 1, 2"}
-    assert "; ".join(f"{LARGE.row(name).label} (seed {left})" for name, left in seeds.items()) in page
+    left = {name: ", ".join(map(str, seeds)) for name, seeds in missing.items()}
+    assert "; ".join(f"{LARGE.row(name).label} (seed {seeds})" for name, seeds in left.items()) in page
     record = json.loads((folder / "results-large.json").read_text(encoding="utf-8"))
     about = [claim.text for claim in LARGE_CLAIMS if not {claim.row, claim.other} & {"dpo", "ours"}]
     assert [claim["claim"] for claim in record["claims"]] == about
     assert record["rows"][LOGO]["seeds"] == [0, 1]
-    assert record["rows"][SFT]["seeds"] == [0]
+    assert record["rows"][SFT]["seeds"] == [0, 2]
     assert "solopo" not in record["rates"]["chosen"]
     shutil.rmtree(study.measured(LARGE.row(BASE), 0))
     assert main(arguments) == 2
