@@ -15,7 +15,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import locked
 from logodata.models.adapter_fit import check_adapter_fits
 from logodata.models.adapters import ADAPTER_FILES
-from logoeval.compare.compare import Row, measured_rows
+from logoeval.compare.compare import Row, measured_rows, read_runs
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult, continue_results, write_results
 from logoeval.run import evaluate
@@ -53,8 +53,9 @@ def evaluate_checkpoints(recipe: EvalRecipe, task: str, checkpoints: Path, folde
     the curve in ``folder/results.json``.
 
     Raises:
-        UserError: see :func:`find_adapters` and :func:`logoeval.run.evaluate`; or an adapter does not fit the model, or
-            the recipe names an adapter or another engine than transformers.
+        UserError: see :func:`find_adapters`, :func:`logoeval.run.evaluate` and
+            :func:`logoeval.compare.compare.read_runs`; or an adapter does not fit the model, the recipe names an
+            adapter or another engine than transformers, or the folder holds the curve of another task.
     """
     if recipe.adapter is not None:
         raise UserError("--checkpoints with an adapter", where=str(recipe.adapter), mend="leave out --adapter")
@@ -67,6 +68,9 @@ def evaluate_checkpoints(recipe: EvalRecipe, task: str, checkpoints: Path, folde
     for found_adapter in adapters.values():
         check_adapter_fits(recipe.model, found_adapter)
     with locked(folder):
+        other = continue_results(folder).curve
+        if other is not None and other.task != task:
+            raise UserError(f"holds a curve of {other.task}", where=str(folder), mend="give the other task another -o")
         weights = Weights()
         found: dict[int, TaskResult] = {}
         for step, adapter in ((0, None), *adapters.items()):
@@ -74,6 +78,8 @@ def evaluate_checkpoints(recipe: EvalRecipe, task: str, checkpoints: Path, folde
             here = at_adapter(recipe, adapter, folder / "step-0" / HEADS_FILE)
             results = evaluate(here, [task], folder / f"step-{step}", session=Session(here, weights))
             found[step] = results.tasks[task]
+        # Steps that were measured before may be of another engine or tokenizer.
+        read_runs({f"step {step}": folder / f"step-{step}" for step in found}, [task])
         whole = continue_results(folder).model_copy(update={"curve": _curve(task, found, checkpoints)})
         write_results(folder, whole)
         return whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from logodata import __version__
 from logodata.common.console import note
-from logodata.common.files import bind_settings, locked
+from logodata.common.files import bind_settings, locked, write_json
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.user_files import visible_files
 from logodata.engines.settings import asked_fingerprint, asked_model
@@ -66,12 +66,16 @@ def evaluate(
             "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
         }
         started = bool(results.tasks) or any(visible_files(predictions, (".jsonl",)))
+        for result in results.tasks.values():
+            _bind_again(predictions / "model.json", result.provenance.model_dump(), measured)
         bind_settings(predictions, "model.json", measured, started=started)
         notes = [*_adapter_notes(recipe), *notes]
         for task in tasks:
             evaluator, section = find_task(task).evaluator, recipe.section(task)
             settings = settings_of[task]
             started = task in results.tasks or has_predictions(predictions, task)
+            if task in results.tasks:
+                _bind_again(predictions / f"{task}.json", results.tasks[task].settings, settings)
             bind_settings(predictions, f"{task}.json", settings, started=started)
             if task in results.tasks:
                 note(f"{task}: finished already")
@@ -103,6 +107,12 @@ def evaluate(
             results = results.model_copy(update={"tasks": {**results.tasks, task: result}})
             write_results(folder, results)
         return results
+
+
+def _bind_again(path: Path, found: Mapping[str, Any], fields: Iterable[str]) -> None:
+    """Write what a folder is bound to, if it is gone, by what its results say: predictions may be deleted for room."""
+    if not path.exists():
+        write_json(path, {field: found[field] for field in fields if field in found})
 
 
 def _adapter_notes(recipe: EvalRecipe) -> list[str]:

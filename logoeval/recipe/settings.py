@@ -61,7 +61,10 @@ def load_eval_recipe(
     Raises:
         UserError: see :func:`logodata.common.recipes.reading.load_recipe`.
     """
-    given = [*overrides, *as_overrides(fields)]
+    # A section that is only turned on comes first: what overrides say in it holds.
+    sections = {key: value for key, value in fields.items() if value == {}}
+    values = {key: value for key, value in fields.items() if value != {}}
+    given = [*as_overrides(sections), *overrides, *as_overrides(values)]
     if file is None and fields["model"] == "embedded":
         file = shipped_recipes() / "embedded.yaml"
     if task is None:

@@ -44,7 +44,8 @@ def run_rounds(rounds: Rounds, run: Callable[[Step], None] | None = None) -> Rou
         for step in rounds.first_steps():
             run(step)
         outcomes: list[RoundOutcome] = []
-        control = _recorded_control(rounds)
+        recorded = _recorded(rounds)
+        control = recorded.control
         record = RoundsRecord(rounds=outcomes)
         for number in range(1, rounds.count + 1):
             data, *others = rounds.steps(number)
@@ -61,21 +62,24 @@ def run_rounds(rounds: Rounds, run: Callable[[Step], None] | None = None) -> Rou
             # One of fewer rounds says nothing of these.
             kept = control if control is not None and control.rounds == len(outcomes) else None
             record = RoundsRecord(rounds=outcomes, ended=reasons or None, control=kept)
-            write_json(rounds.folder / RECORD, record.to_json())
+            if reasons or len(outcomes) >= len(recorded.rounds):  # else an interruption would lose what is known
+                write_json(rounds.folder / RECORD, record.to_json())
             if reasons:
                 break
+        if record.control is not None and not rounds.control:
+            run(rounds.compare(len(outcomes), control=True))  # the report has the control that there is
         if rounds.control and len(outcomes) > 1:  # one round is its own control
             record = record.model_copy(update={"control": _run_control(rounds, outcomes, run)})
             write_json(rounds.folder / RECORD, record.to_json())
         return record
 
 
-def _recorded_control(rounds: Rounds) -> ControlOutcome | None:
+def _recorded(rounds: Rounds) -> RoundsRecord:
     path = rounds.folder / RECORD
     if not path.is_file():
-        return None
+        return RoundsRecord(rounds=[])
     mend = "delete it and run the same command again: it is written anew"
-    return RoundsRecord.from_json(read_json(path), where=str(path), mend=mend).control
+    return RoundsRecord.from_json(read_json(path), where=str(path), mend=mend)
 
 
 def _run_control(rounds: Rounds, outcomes: Sequence[RoundOutcome], run: Callable[[Step], None]) -> ControlOutcome:

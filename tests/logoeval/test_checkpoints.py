@@ -20,6 +20,7 @@ from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import Results, read_results, write_results
+from logoeval.report.sections.curves import read_curves
 from logoeval.session import Session, Weights
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model
@@ -195,6 +196,18 @@ def test_curve_goes_on_where_it_stopped(
     written = (out / "results.json").read_bytes()
     evaluate_checkpoints(recipe, "niah", run / "checkpoints", out)  # all steps are finished
     assert (out / "results.json").read_bytes() == written
+
+    with pytest.raises(UserError, match=r"holds a curve of niah \(give the other task another -o\)"):
+        evaluate_checkpoints(recipe, "ppl", run / "checkpoints", out)
+    base = json.loads((out / "step-0" / "results.json").read_text())
+    base["tasks"]["niah"]["provenance"]["engine"] = "transformers 4.1"  # as of a step that was measured before
+    (out / "step-0" / "results.json").write_text(json.dumps(base))
+    for other in (
+        lambda: evaluate_checkpoints(recipe, "niah", run / "checkpoints", out),
+        lambda: read_curves([tmp_path / "other", out]),
+    ):
+        with pytest.raises(UserError, match=r"niah: engine is .* in one and .* in the other"):
+            other()
 
 
 @pytest.mark.parametrize("run", [False], indirect=True)

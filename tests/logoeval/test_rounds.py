@@ -201,6 +201,25 @@ def test_rounds_that_ended_early_get_a_control_of_those_that_ran(
     assert "margin +0.100 [-0.100, +0.300] rose, of round 2 over it" in said
 
 
+def test_a_control_stays_when_rounds_are_run_again_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = {number: outcome(number) for number in (1, 2, 3)}
+    steps = scripted(monkeypatch, tmp_path, outcomes)
+    record = run_rounds(rounds(tmp_path, control=True), steps.append)
+    assert record.control is not None
+
+    def interrupted(step: Step) -> None:
+        if "round 2" in step.what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(rounds(tmp_path), interrupted)
+    assert json.loads((tmp_path / RECORD).read_text()) == record.to_json()
+    steps.clear()
+    assert run_rounds(rounds(tmp_path), steps.append) == record
+    assert not any(step.what.startswith("control") for step in steps)
+    assert str(steps[-1]) == str(rounds(tmp_path).compare(3, control=True))
+
+
 def test_one_round_is_its_own_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = scripted(monkeypatch, tmp_path, {1: outcome(1, chosen=-2.0)})
     record = run_rounds(rounds(tmp_path, control=True), steps.append)

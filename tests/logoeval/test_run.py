@@ -14,7 +14,7 @@ import pytest
 
 from logodata.common.errors import UserError
 from logoeval.cli import main
-from logoeval.recipe.settings import EvalRecipe
+from logoeval.recipe.settings import EvalRecipe, load_eval_recipe
 from logoeval.records import Results, read_results
 from logoeval.run import evaluate
 from logoeval.session import Session
@@ -117,6 +117,37 @@ def test_other_settings_or_another_model_are_refused(recipe: EvalRecipe, tmp_pat
     evaluate(
         recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"max_batch_rows": 1})}), ["ppl"], tmp_path
     )
+
+
+def test_results_without_predictions_stay_those_of_their_model_and_settings(
+    recipe: EvalRecipe, tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = evaluate(recipe, ["ppl"], tmp_path / "out")
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    with open(tmp_path / "model" / "model.safetensors", "ab") as weights:
+        weights.write(b" ")  # another model
+    lengths = PerplexitySettings(lengths=(32, 128), num_documents=2)
+    for changed, task, fault in (
+        ({"model": str(tmp_path / "model")}, "ppl", "started with model"),
+        ({"model": str(tmp_path / "model")}, "niah", "started with model"),
+        ({"ppl": lengths}, "ppl", r"started with lengths=\[32, 64\]"),
+    ):
+        shutil.rmtree(tmp_path / "out" / "predictions")  # for room
+        with pytest.raises(UserError, match=fault):
+            evaluate(recipe.model_copy(update=changed), [task], tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "predictions")
+    assert evaluate(recipe, ["ppl"], tmp_path / "out") == results
+    assert "ppl: finished already" in capsys.readouterr().err
+
+
+def test_overrides_say_more_of_what_an_option_turns_on() -> None:
+    overrides = ["niah.retrieval.num_calibration=8"]
+    for fields in ({"niah.retrieval": {}}, {"niah.retrieval": {}, "niah.retrieval.heads": "heads.json"}):
+        niah = load_eval_recipe(None, "niah", {"model": "m", **fields}, overrides).niah
+        assert niah is not None
+        assert niah.retrieval is not None
+        assert niah.retrieval.num_calibration == 8
+        assert niah.retrieval.heads == (Path("heads.json") if len(fields) > 1 else None)
 
 
 def test_a_run_refused_at_its_start_binds_nothing(recipe: EvalRecipe, tmp_path: Path) -> None:

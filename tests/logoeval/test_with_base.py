@@ -133,6 +133,9 @@ def test_an_adapter_with_another_rope(
     with pytest.raises(UserError, match=r": longbench2: the base model has 2048 .* for 4096: .* cut to other lengths"):
         evaluate_with_base(questions, ["longbench2"], tmp_path / "questions")
     same = LongBench2Settings(data="gone", max_prompt_tokens=1000)  # which both windows hold
+    given = LongBenchSettings(data="gone", max_prompt_tokens=1000)
+    with pytest.raises(UserError, match="gone"):  # and not the windows
+        evaluate_with_base(recipe.model_copy(update={"longbench": given}), ["longbench"], tmp_path / "given")
     with pytest.raises(UserError, match="gone: no such file or folder"):
         evaluate_with_base(questions.model_copy(update={"longbench2": same}), ["longbench2"], tmp_path / "questions")
     harness = recipe.model_copy(update={"short": ShortSettings(truncate=True)})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.common.markup import join, tag
-from logoeval.compare.compare import differing
+from logoeval.compare.compare import differing, read_runs
 from logoeval.compare.labels import label_folders
 from logoeval.records import Curve, read_results
 from logoeval.report import figure_style, figures
@@ -41,6 +41,9 @@ def read_curves(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Curve
                 where=f"{labelled[first]} and {labelled[other]}",
                 mend="measure both with the same recipe",
             )
+        steps = [labelled[label] / "step-0" for label in (first, other)]
+        if first != other and all(map(Path.is_dir, steps)):
+            read_runs(steps, [curve.task])  # engine, tokenizer and prompts, too
     return curves
 
 

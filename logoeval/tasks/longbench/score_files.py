@@ -32,7 +32,14 @@ class Prediction:
     all_classes: tuple[str, ...] | None
     length: int | None
     truncated: bool | None
+    document: str | None
     where: str
+
+
+_WITHOUT_DOCUMENTS = (
+    "the files do not say which rows share a document, so rows were resampled one by one: where rows share one, the "
+    "intervals are too short"
+)
 
 
 def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tuple[Outcome, bool]:
@@ -48,11 +55,14 @@ def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tup
         for number, found in enumerate(members):
             name = found.id or str(number)
             score, overflow = best_score(task, found.response, found.answers, found.all_classes, code_sim)
-            cluster = f"{task.name}/{name}"  # the file does not hold the document
+            cluster = f"{task.name}/{found.document or name}"
             samples.append(Scored(name, task, cluster, "", score, overflow, found.length, found.truncated))
+    without = sum(found.document is None for members in predictions.values() for found in members)
     cuts_known = any(sample.truncated is not None for sample in samples)
     reported = metrics([TASKS[name] for name in predictions], e=is_e, truncation=cuts_known)
     rows, said = sample_rows(samples, reported, e=is_e), list(notes(samples, e=is_e, code_sim=code_sim))
+    if without:
+        said.append(_WITHOUT_DOCUMENTS)
     return Outcome(reported, rows, said, {"predictions": str(source.resolve())}), is_e
 
 
@@ -154,6 +164,7 @@ def _prediction(content: JsonObject, task: Task, where: str) -> Prediction:
         all_classes=classes,
         length=length_of(content),
         truncated=truncated if isinstance(truncated, bool) else None,
+        document=document if isinstance(document := content.get("document"), str) else None,
         where=where,
     )
 

@@ -8,6 +8,7 @@ from itertools import repeat
 from pathlib import Path
 
 from logodata.common.errors import UserError
+from logodata.common.records import ABSENT
 from logodata.engines import GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow, TaskResult
@@ -38,6 +39,8 @@ class LongBenchAnswer(Completion):
     answers: tuple[str, ...]
     all_classes: tuple[str, ...] | None
     length: int | None
+    document: str | None = ABSENT
+    """A hash of the row's document, which other rows may share."""
 
 
 def describe(settings: LongBenchSettings, engine: EngineSettings) -> dict[str, object]:
@@ -125,6 +128,7 @@ def _answer(
             answers=row.answers,
             all_classes=row.all_classes,
             length=row.length,
+            document=text_fingerprint(row.context),
         )
 
     return complete(

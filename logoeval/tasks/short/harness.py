@@ -17,6 +17,8 @@ from typing import Any
 
 from logodata.common.console import note
 from logodata.common.errors import UserError, pass_on
+from logodata.common.files import file_sha256
+from logodata.common.user_files import visible_files
 from logoeval.tasks.short.settings import ShortSettings
 
 _CHATTER = (
@@ -42,21 +44,19 @@ def harness_version() -> str:
 
 
 def folder_fingerprint(folder: Path | None) -> str | None:
-    """Return a hash of the task files of ``short.include_path``.
+    """Return a hash of the files of ``short.include_path``: those of tasks, and the data that lie beside them.
 
     Raises:
         UserError: there is no such folder, or no task in it.
     """
     if folder is None:
         return None
-    found = (file for file in folder.rglob("*") if file.suffix in (".yaml", ".py")) if folder.is_dir() else ()
-    files = sorted(file for file in found if not file.name.startswith("._"))  # macOS's, which lm-eval skips, too
+    files = sorted(file for file in visible_files(folder) if "__pycache__" not in file.parts)
     if not any(file.suffix == ".yaml" for file in files):
         raise UserError("no task file (.yaml) here", where=str(folder), mend="give the folder of your own tasks")
     digest = hashlib.sha256()
     for file in files:
-        digest.update(os.fsencode(f"{file.relative_to(folder).as_posix()}:{file.stat().st_size}:"))
-        digest.update(file.read_bytes())
+        digest.update(os.fsencode(f"{file.relative_to(folder).as_posix()}:{file_sha256(file)}:"))
     return digest.hexdigest()[:16]
 
 

@@ -25,7 +25,7 @@ from logoeval.records import TaskResult, read_results
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.record_file import RecordFile
-from logoeval.tasks.short.harness import quiet
+from logoeval.tasks.short.harness import folder_fingerprint, quiet
 from logoeval.tasks.short.outcome import OWN_LONGBENCH_NOTE, HarnessSample, HarnessScore, metric, notes
 from logoeval.tasks.short.settings import ShortSettings, ShortTask
 from tests.conftest import make_model
@@ -449,6 +449,22 @@ def test_overlapping_tasks_and_an_empty_folder(make_recipe: Callable[..., EvalRe
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no task file"):
         _run(make_recipe("whole", include_path=tmp_path / "empty"), tmp_path / "out")
+
+
+def test_own_tasks_are_known_by_all_their_files(tmp_path: Path) -> None:
+    (tmp_path / "own" / "more").mkdir(parents=True)
+    (tmp_path / "own" / "t.yaml").write_text("task: t")
+    (tmp_path / "own" / "more" / "d.jsonl").write_text("{}")
+    before = folder_fingerprint(tmp_path / "own")
+    (tmp_path / "own" / "__pycache__").mkdir()
+    (tmp_path / "own" / "__pycache__" / "u.pyc").write_text("")
+    (tmp_path / "own" / "._t.yaml").write_text("")
+    assert folder_fingerprint(tmp_path / "own") == before
+    (tmp_path / "own" / "more" / "d.jsonl").write_text("[]")
+    assert folder_fingerprint(tmp_path / "own") != before
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked").symlink_to(tmp_path / "own")
+    assert folder_fingerprint(tmp_path / "elsewhere")
 
 
 def test_missing_extra(make_recipe: Callable[..., EvalRecipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,9 @@ def test_with_the_transformers_engine(tiny_model_dir: Path, tmp_path: Path, caps
     assert (out / "results.json").read_bytes() == before
     # What was written can be scored again, and by the official script too.
     outcome, e = score_predictions(out, e=False, code_sim="rapidfuzz")
+    ours = read_results(out).tasks["longbench"]
+    assert [sample.cluster for sample in outcome.samples] == [sample.cluster for sample in ours.samples]
+    assert not any("resampled one by one" in said for said in outcome.notes)
     assert not e
     assert [s.scores["task:qasper"] for s in outcome.samples[:2]] == [
         s.scores["task:qasper"] for s in result.samples[:2]
