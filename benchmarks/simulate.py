@@ -191,7 +191,7 @@ def _row(layout: RowLayout, prompt_is_scored: bool) -> Row:
     )
     scored = torch.zeros(sum(map(sum, counts)), dtype=torch.int64)
     tokens = torch.zeros(1, layout.total_length, dtype=torch.int64)
-    return Row(("simulated",) * len(layout.samples), tokens, tokens, scored, scored, counts, layout)
+    return Row(tokens, tokens, scored, scored, counts, layout)
 
 
 @contextmanager

@@ -300,9 +300,7 @@ def _probe_row(vocabulary: int, gap: int = _GAP, pad_to: int = 1) -> Row:
             gathered.append(torch.tensor([last, *range(first, first + length - 1)]))
             targets.append(ids[first : first + length])
     counts = tuple((0, *sample.response_lengths) for sample in layout.samples)
-    return Row(
-        ("probe",) * 2, ids[None], _positions(layout, gap), torch.cat(gathered), torch.cat(targets), counts, layout
-    )
+    return Row(ids[None], _positions(layout, gap), torch.cat(gathered), torch.cat(targets), counts, layout)
 
 
 def _positions(layout: RowLayout, gap: int) -> Tensor:

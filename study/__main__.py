@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import click
 
 from logodata.common.command_line import Command, run_program
 from logodata.common.console import note
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, raised_by
 from logodata.common.files import bind_settings, locked, write_atomic
 from logodata.common.options import FILE, Choice, option, output_option
 from logodata.common.recipes.reading import load_recipe
@@ -95,7 +96,7 @@ def program(
         write_report(study, chosen_rates(study, journal.collapsed()), journal, report)
         note(f"wrote {report / 'README.md'}")
         return
-    with locked(study.folder):
+    with locked(study.folder), raised_by(signal.SIGHUP, KeyboardInterrupt):  # a terminal that is closed ends the jobs
         prepare(study, fairytaleqa)
         journal, total = Journal(study.folder), len(all_jobs(study, {}))
 

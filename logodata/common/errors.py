@@ -138,8 +138,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 @contextmanager
 def raised_by(number: signal.Signals, error: Callable[[], BaseException]) -> Iterator[bool]:
     """Raise a new ``error`` within the block when a signal arrives. Only the main thread can set handlers: on another
-    one the block gets False, and nothing changes."""
-    if threading.current_thread() is not threading.main_thread():
+    one the block gets False, and nothing changes. A signal that is ignored stays so: ``nohup`` ignores SIGHUP, so that
+    a command outlives its terminal."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(number) is signal.SIG_IGN:
         yield False
         return
 

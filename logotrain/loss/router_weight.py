@@ -73,7 +73,7 @@ def _computes_loss(model: LogprobModel, device: torch.device) -> bool:
     if "output_router_logits" not in signature(model.causal_lm.forward).parameters:
         return False
     ids, layout = torch.zeros(1, 2, dtype=torch.int64), RowLayout((SharedPrefixLayout(1, (1,)),))
-    row = Row(("probe",), ids, torch.arange(2)[None], torch.tensor([0]), torch.tensor([0]), ((0, 1),), layout)
+    row = Row(ids, torch.arange(2)[None], torch.tensor([0]), torch.tensor([0]), ((0, 1),), layout)
     record = RouterRecord(loss=True)
     with without_backward(model), model.unsplit():
         model(row.to(device), record)

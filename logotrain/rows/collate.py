@@ -39,7 +39,6 @@ class Row:
             response.
     """
 
-    sample_ids: tuple[str, ...]
     input_ids: Tensor
     position_ids: Tensor
     gather_index: Tensor
@@ -184,7 +183,6 @@ class Collator:
                 targets += response
             num_targets.append((prompt_length - 1 if part.scores_prompt else 0, *layout.response_lengths))
         return Row(
-            sample_ids=tuple(sample.id for _, sample in draws),
             input_ids=torch.tensor([ids + [0] * padding]),
             position_ids=torch.from_numpy(np.concatenate([*positions, np.arange(padding)]))[None],
             gather_index=torch.from_numpy(np.concatenate(index)),

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pickle
+import signal
 import stat
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from logodata.common.append_log import AppendLog
-from logodata.common.errors import SettingError, UserError, pass_on, run_command
+from logodata.common.errors import SettingError, UserError, pass_on, raised_by, run_command
 from logodata.common.files import bind_settings, locked, make_folder_of, write_atomic
 
 
@@ -344,6 +345,21 @@ def test_sigterm_is_ctrl_c(command: str) -> None:
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
     assert said.endswith("prog: interrupted; run the same command again to continue\n")
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As under nohup, whose command outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with raised_by(signal.SIGHUP, KeyboardInterrupt) as can:
+            signal.raise_signal(signal.SIGHUP)
+            assert not can
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), raised_by(signal.SIGHUP, KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_on_another_thread_signals_are_left_alone() -> None:

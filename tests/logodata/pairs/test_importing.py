@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from logodata.cli import main
-from logodata.contract import ImportManifest, PreferenceSample
+from logodata.cli import PAIR_FORMATS, PROMPT_FORMS, main
+from logodata.contract import ImportManifest, PairFormat, PreferenceSample, PromptForm
 from logodata.dataset import push
 from logodata.dataset.files import read_stats
 from logodata.dataset.samples import read_manifest, read_samples
@@ -62,6 +62,11 @@ def test_a_folder_of_tables_and_one_of_its_splits(
     samples = imported(Path(folder + name))
     assert [tiny_tokenizer.decode(sample.prompt_ids) for sample in samples] == read
     assert read_manifest(tmp_path / "out").source.path == (f"{folder}[train]" if name else folder)
+
+
+def test_the_options_are_the_forms_that_are_read() -> None:
+    assert ("auto", *get_args(PairFormat)) == PAIR_FORMATS
+    assert ("auto", *get_args(PromptForm)) == PROMPT_FORMS
 
 
 def test_names_beyond_the_basic_plane(tmp_path: Path, tiny_model_dir: Path) -> None:

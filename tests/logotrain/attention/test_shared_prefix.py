@@ -364,7 +364,6 @@ def collated(layout: RowLayout) -> CollatedRow:
         for token in row.ids[0, first : first + length].tolist()
     ]
     return CollatedRow(
-        ("a",) * len(layout.samples),
         row.ids,
         row.positions,
         torch.tensor(index),
