@@ -86,35 +86,40 @@ def program(
     if (scale.corpus is None) != (fairytaleqa is None) and not (so_far and measured is None):
         mend = "leave --fairytaleqa out" if scale.corpus is None else "give --fairytaleqa DIR"
         raise UserError(f"SCALE {scale.name} has {'its own' if scale.corpus is None else 'no'} documents", mend=mend)
-    if measured is not None:
-        with locked(study.folder):
-            prepare(study, fairytaleqa)
-            unpack(measured, study)
-    if so_far:
-        report = report or study.folder / "report"
-        journal = Journal(study.folder)
-        write_report(study, chosen_rates(study, journal.collapsed()), journal, report)
-        note(f"wrote {report / 'README.md'}")
+    if so_far and measured is None:  # perhaps beside a study that runs and holds the lock
+        _report(study, Journal(study.folder), report or study.folder / "report")
         return
     with locked(study.folder), raised_by(signal.SIGHUP, KeyboardInterrupt):  # a terminal that is closed ends the jobs
         prepare(study, fairytaleqa)
-        journal, total = Journal(study.folder), len(all_jobs(study, {}))
+        if measured is not None:
+            unpack(measured, study)
+        journal = Journal(study.folder)
+        if not so_far:
+            run_all(study, journal)
+        _report(study, journal, report or (study.folder / "report" if tenth or so_far else scale.report))
 
-        def rates_so_far() -> dict[str, float]:
-            return chosen_rates(study, journal.collapsed())
 
-        def run(title: str, queues: Sequence[Iterable[Sequence[Job]]]) -> None:
-            note(f"== {title}")
-            run_jobs(queues, scale.workers, study.folder, journal, total)
+def run_all(study: Study, journal: Journal) -> None:
+    """Run all jobs of a study that are not done, in three phases."""
+    total = len(all_jobs(study, {}))
 
-        run("1/3 data, and the model as it was", [[chain] for chain in study.beginning()])
-        others = [[[job]] for job in study.later_builds()]
-        run("2/3 other data; each method with its learning rate", [*others, *study.methods(rates_so_far)])
-        rates = rates_so_far()
-        run("3/3 other rows and seeds", [[chain] for chain in (*study.rows(rates), *study.curves(rates))])
-        report = report or (study.folder / "report" if tenth else scale.report)
-        write_report(study, rates, journal, report)
-    note(f"wrote {report / 'README.md'}")
+    def rates_so_far() -> dict[str, float]:
+        return chosen_rates(study, journal.collapsed())
+
+    def run(title: str, queues: Sequence[Iterable[Sequence[Job]]]) -> None:
+        note(f"== {title}")
+        run_jobs(queues, study.scale.workers, study.folder, journal, total)
+
+    run("1/3 data, and the model as it was", [[chain] for chain in study.beginning()])
+    others = [[[job]] for job in study.later_builds()]
+    run("2/3 other data; each method with its learning rate", [*others, *study.methods(rates_so_far)])
+    rates = rates_so_far()
+    run("3/3 other rows and seeds", [[chain] for chain in (*study.rows(rates), *study.curves(rates))])
+
+
+def _report(study: Study, journal: Journal, folder: Path) -> None:
+    write_report(study, chosen_rates(study, journal.collapsed()), journal, folder)
+    note(f"wrote {folder / 'README.md'}")
 
 
 def prepare(study: Study, corpus: Path | None = None) -> None:
