@@ -219,7 +219,10 @@ def _collapsed(outcomes: Outcomes) -> Iterator[str]:
     lost = {one: outcomes.collapsed_seeds(one) for one in outcomes.study.scale.rows}
     found = [f"{one.label} (seed {', '.join(map(str, seeds))})" for one, seeds in lost.items() if seeds]
     if found:
-        yield f"**Collapsed**, and so in no number: {'; '.join(found)}. No claim of such a row is confirmed."
+        yield (
+            f"**Collapsed**, and so in no number: {'; '.join(found)}. No claim of such a row is confirmed, "
+            "and none is listed of one that collapsed with every seed."
+        )
 
 
 def _phases(study: Study, rates: Mapping[str, float]) -> list[tuple[str, list[Job]]]:

@@ -55,9 +55,14 @@ class Journal:
         return (self._folder / job.name).is_dir() and any(record["ok"] for record in self._attempts(job))
 
     def collapsed(self) -> set[str]:
-        """Return the names of the trainings that collapsed."""
+        """Return the names of the trainings that collapsed when they were last run."""
         with self._lock:
-            return {record["name"] for record in self._log.values() if record.get("collapsed")}
+            last = {record["name"]: record.get("collapsed", False) for record in self._log.values()}
+        return {name for name, collapsed in last.items() if collapsed}
+
+    def has_collapsed(self, job: Job) -> bool:
+        """Return whether this command was a training that collapsed."""
+        return any(record.get("collapsed") for record in self._attempts(job))
 
     def add(self, job: Job, *, ok: bool, taken: Taken, collapsed: bool = False) -> None:
         """Record an attempt."""
@@ -153,9 +158,9 @@ def run_jobs(
                 following = chain[number:]
                 if job.program == "logotrain" and following and all(map(journal.is_done, following)):
                     continue
-                if job.name not in journal.collapsed():
+                if not journal.has_collapsed(job):
                     run(job)
-                if job.name in journal.collapsed():
+                if journal.has_collapsed(job):
                     break
 
     with ThreadPoolExecutor(workers) as pool:
