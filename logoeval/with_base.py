@@ -27,6 +27,7 @@ from logoeval.checkpoints import at_adapter
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.run import evaluate
 from logoeval.session import Session, rope_and_window
+from logoeval.tasks.longbench.task import prompt_limit
 from logoeval.tasks.longbench2.task import prompt_limits
 from logoeval.tasks.needles.heads import HEADS_FILE
 from logoeval.tasks.ruler.task import find_lengths
@@ -60,8 +61,7 @@ def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[str], folder: Path) -
     base = _BaseSession(base_recipe, adapted)
     sections: dict[str, Any] = {task: recipe.section(task) for task in tasks}
     if "longbench" in tasks:
-        given = sections["longbench"].max_prompt_tokens
-        base.check_prompts_agree("longbench", lambda it: given or it.engine_window)
+        base.check_prompts_agree("longbench", partial(prompt_limit, sections["longbench"]))
     if "longbench2" in tasks:
         base.check_prompts_agree("longbench2", partial(prompt_limits, sections["longbench2"]))
     if "short" in tasks and sections["short"].truncate:

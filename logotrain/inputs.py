@@ -12,7 +12,7 @@ from logodata.models.adapters import check_adapter
 from logodata.models.loading import check_model, model_folder
 from logodata.pairs.rows import are_pairs
 from logotrain.recipe.settings import TrainRecipe
-from logotrain.run_files import data_paths, imported
+from logotrain.run_files import data_paths, imported, is_started
 from logotrain.trackers import check_trackers
 
 
@@ -63,7 +63,7 @@ def check_run(recipe: TrainRecipe, out: Path) -> None:
         raise UserError(
             f"optimizer.name={recipe.optimizer.name}: bitsandbytes is not installed", mend="pip install bitsandbytes"
         )
-    check_inputs(recipe, out, run=out)
+    check_inputs(recipe, out, run=out if is_started(out) else None)
 
 
 def check_merge(model: str, adapter: Path, out: Path) -> None:

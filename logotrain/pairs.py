@@ -9,11 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.contract import ImportManifest
-from logodata.dataset.samples import is_data_set, read_manifest
 from logodata.pairs.rows import are_pairs
 from logotrain.recipe.settings import TrainRecipe
-from logotrain.run_files import FOLDERS, data_paths, imported
+from logotrain.run_files import FOLDERS, RECIPE_FILE, data_paths, imported
 
 
 def import_data(recipe: TrainRecipe, out: Path, *, started: bool = False) -> None:
@@ -33,7 +31,7 @@ def import_data(recipe: TrainRecipe, out: Path, *, started: bool = False) -> Non
                 )
             # A finished run loads no torch.
             from logodata.models.loading import load_config
-            from logodata.pairs.importing import import_pairs
+            from logodata.pairs.importing import OtherImport, import_pairs
             from logodata.pairs.settings import ImportRecipe
             from logotrain.data.loading import checked_target_length
             from logotrain.model.rope import scaled_config
@@ -44,15 +42,11 @@ def import_data(recipe: TrainRecipe, out: Path, *, started: bool = False) -> Non
             folder = out / FOLDERS[field]
             try:
                 import_pairs(settings, folder, section="data.pairs.")
-            except UserError:
-                if started or not _is_import(folder):
+            except OtherImport:
+                if started or not (out / RECIPE_FILE).exists():  # without it the import is not this run's
                     raise
                 shutil.rmtree(folder)
                 import_pairs(settings, folder, section="data.pairs.")
-
-
-def _is_import(folder: Path) -> bool:
-    return is_data_set(folder) and isinstance(read_manifest(folder), ImportManifest)
 
 
 _SETTINGS = {"path": "--data", "validation": "data.validation", "mix": "data.mix.path"}

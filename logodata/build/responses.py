@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from logodata.build.preparing import TRAINING, PreparedQuestion, QuestionPreparer
-from logodata.common.words import without_reasoning
+from logodata.common.words import holds_reasoning
 from logodata.contract import Question, Reason, Response, ResponseOrigin
 from logodata.engines import GenerationRequest
 from logodata.engines.reasoning import Reply
@@ -120,7 +120,8 @@ class Responses:
         """Return the fault of a response that cannot be trained on. It holds reasoning between markers that are not the
         model's, which the judge leaves out and training would not. Or its tokens do not say its text: texts of servers
         and references are tokenised here, by a tokenizer that may change them (Unicode forms, spaces)."""
-        if not self._recipe.generation.keep_reasoning and without_reasoning(response.text) != response.text:
+        is_kept = self._recipe.generation.keep_reasoning or response.strategy == "reference"
+        if not is_kept and holds_reasoning(response.text):
             return "holds_reasoning"
         ids = response.token_ids[:-1] if response.ended else response.token_ids
         return None if gives_back(self._tokenizer, ids, response.text) else "tokens_lose_text"

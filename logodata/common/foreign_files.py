@@ -47,10 +47,10 @@ _BINARY = (
 _HEAD = 8192
 
 _BESIDE = re.compile(
-    r"(?:readme|licen[cs]e|notice|copying|changelog)(?:[._-][a-z]{2}(?:[_-][a-z]{2,4})?)?(?:\.(?:md|txt|rst))?"
+    r"(?:readme|licen[cs]e|notice|copying|changelog)(?:[._-]\S*)?"
     r"|dataset_infos?\.json|dataset_dict\.json|state\.json"
 )
-"""Names of files that lie beside data and are not data, such as ``README_zh.md``; ``Notice of Termination.txt`` is."""
+"""Names of files that lie beside data, such as ``LICENSE-APACHE.txt``. ``Notice of Termination.txt`` is data."""
 
 
 def check_is_text(file: Path, shown: str, *, markup: bool = False, read: Collection[str] = ()) -> None:

@@ -130,7 +130,7 @@ def visible_files(folder: Path, suffixes: Collection[str] = (), *, below: bool =
     """Yield the files of a folder that are not hidden (:func:`is_hidden`), in no order.
 
     ``suffixes`` are the extensions to take, in lower case; empty takes every file. ``below`` includes the files of
-    subfolders, also of linked ones, each of which is entered once.
+    subfolders, and of linked ones that are not there by a name of their own.
 
     Raises:
         UserError: A folder may not be read.
@@ -143,14 +143,20 @@ def visible_files(folder: Path, suffixes: Collection[str] = (), *, below: bool =
         mend = "allow it to be read, or give another folder"
         raise UserError(f"cannot read: {error.strerror}", where=str(error.filename), mend=mend) from error
 
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in entered:
-            folders.clear()  # a link to a folder that holds it
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if below and not is_hidden(Path(name)))
-        for file in (Path(place, name) for name in names):
-            wanted = not suffixes or file.suffix.lower() in suffixes
-            if wanted and not is_hidden(Path(file.name)) and file.is_file():
-                yield file
+    waiting = [folder]
+    while waiting:
+        links: list[Path] = []
+        for start in waiting:
+            for place, folders, names in os.walk(start, onerror=refuse):
+                status = os.stat(place)
+                if (status.st_dev, status.st_ino) in entered:
+                    folders.clear()
+                    continue
+                entered.add((status.st_dev, status.st_ino))
+                folders[:] = sorted(name for name in folders if below and not is_hidden(Path(name)))
+                links += [path for name in folders if (path := Path(place, name)).is_symlink()]  # os.walk passes them
+                for file in (Path(place, name) for name in names):
+                    wanted = not suffixes or file.suffix.lower() in suffixes
+                    if wanted and not is_hidden(Path(file.name)) and file.is_file():
+                        yield file
+        waiting = links  # after all that is there itself

@@ -43,14 +43,18 @@ STRATEGY = "imported"
 """The strategy of a response of which nothing says how it was made."""
 
 
+class OtherImport(UserError):
+    """A folder holds an import of other pairs, or under other settings."""
+
+
 def import_pairs(recipe: ImportRecipe, output: Path, section: str = "") -> Stats:
     """Write the pairs of a file or data set into the folder ``output``. Leave a finished import as it is.
 
     Messages name settings in ``section``, such as ``data.pairs.`` (see :class:`SettingError`).
 
     Raises:
-        UserError: There are no pairs, their form is not known, ``output`` holds something else or another import, or no
-            pair could be used.
+        UserError: There are no pairs, their form is not known, ``output`` holds something else or another import
+            (:class:`OtherImport`), or no pair could be used.
     """
     with settings_within(section):
         check_model(recipe.model)
@@ -71,12 +75,15 @@ def import_pairs(recipe: ImportRecipe, output: Path, section: str = "") -> Stats
             before = read_if_whole(bound) if finished else None
             if isinstance(before, dict) and before.get("pairs_fingerprint") != opened.fingerprint:
                 mend = "put the file back as it was, or choose another -o"
-                raise UserError(
+                raise OtherImport(
                     f"the pairs have changed since they were imported into {output}", where=recipe.path, mend=mend
                 )
             importer = None if finished else _Import(recipe, opened, section)  # it may refuse them
             bound.parent.mkdir(exist_ok=True)
-            bind_settings(output, "work/settings.json", settings, started=finished)
+            try:
+                bind_settings(output, "work/settings.json", settings, started=finished)
+            except UserError as error:
+                raise OtherImport(error.what, where=error.where, mend=error.mend) from error
             if importer is not None:
                 return importer.write(output)
             note(f"{output} is finished already")

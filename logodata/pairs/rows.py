@@ -9,12 +9,12 @@ from typing import Any
 
 from logodata.common.errors import UserError, did_you_mean
 from logodata.common.files import read_json
-from logodata.common.user_files import expand_home, visible_files
+from logodata.common.user_files import expand_home
 from logodata.dataset.samples import is_data_set
 from logodata.pairs.messages import Tags
 from logodata.pairs.settings import ImportRecipe
 from logodata.sources.fields import SourceSettings
-from logodata.sources.formats import TABLE_SUFFIXES, may_be_on_hub, open_rows, source_fingerprint
+from logodata.sources.formats import may_be_on_hub, open_rows, source_fingerprint, tables_in
 from logodata.sources.json_rows import Row
 
 _INFO_FILE = "dataset_info.json"
@@ -90,7 +90,7 @@ def are_pairs(path: str) -> bool:
     name, _ = split_name(path)
     place = expand_home(name)
     if place.is_dir():
-        return not is_data_set(place) and any(visible_files(place, TABLE_SUFFIXES))
+        return not is_data_set(place) and bool(tables_in(place))
     # A path into a folder that is there is misspelt, and no name on the hub.
     on_hub = may_be_on_hub(name) and not Path(name).parts[0].startswith(".")
     return place.is_file() or (on_hub and not place.exists() and not place.parent.is_dir())

@@ -354,7 +354,7 @@ def _container(settings: SourceSettings, otherwise: str = _NAME_FORMAT) -> Conta
 
 
 def _folder(folder: Path, path: str) -> Container:
-    tables = _tables_in(folder)
+    tables = tables_in(folder)
     files = _documents_in(folder, SUFFIXES, tables)
     if not files and not tables:
         others = [file for file in visible_files(folder) if not is_beside_data(file)]
@@ -371,7 +371,7 @@ def _folder(folder: Path, path: str) -> Container:
 
 def _documents_and_tables(settings: SourceSettings, container: Container) -> tuple[list[Path], list[Path]]:
     """Return the files of one document each, and the tables that are read with them."""
-    tables = _tables_in(settings.file) if container == "documents" and settings.file.is_dir() else []
+    tables = tables_in(settings.file) if container == "documents" and settings.file.is_dir() else []
     return _documents_in(settings.file, _SUFFIXES[container], tables), tables
 
 
@@ -380,7 +380,8 @@ def _documents_in(path: Path, suffixes: tuple[str, ...], tables: list[Path]) -> 
     return [file for file in files_of(path, suffixes) if not (tables and is_beside_data(file))]
 
 
-def _tables_in(folder: Path) -> list[Path]:
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables in a folder and its subfolders, compressed ones too, sorted by path. No file is opened."""
     found = set(visible_files(folder, TABLE_SUFFIXES))
     found |= {file for file in visible_files(folder, PACKED_SUFFIXES) if text_suffix(file) in _PLAIN_TABLES}
     return sorted(file for file in found if not is_beside_data(file))
@@ -407,11 +408,11 @@ def open_rows(
         UserError: There is no such table, or it is of no known format.
     """
     folder = settings.file
-    if folder.is_dir() and not _tables_in(folder):
+    if folder.is_dir() and not tables_in(folder):
         files = count_endings(visible_files(folder)) or "none"
         raise UserError(f"holds no table (files: {files})", where=settings.path, mend=_A_TABLE)
     container = _container(settings, otherwise=_A_TABLE)
-    if container == "documents" and not _documents_in(folder, SUFFIXES, tables := _tables_in(folder)):
+    if container == "documents" and not _documents_in(folder, SUFFIXES, tables := tables_in(folder)):
         # Compressed tables, which the hub's library does not read from a folder.
         parts = [
             settings.model_copy(update={"path": str(file), "split": None})
@@ -471,7 +472,7 @@ def _of_split(files: list[Path], settings: SourceSettings, name_split: str) -> l
     """
     names = {file: PurePath(file.stem).stem if file.suffix.lower() in PACKED_SUFFIXES else file.stem for file in files}
     splits, split = sorted(set(names.values())), settings.split
-    if split is None and len(files) > 1 and not _SPLITS.isdisjoint(map(str.lower, splits)):
+    if split is None and len(splits) > 1 and not _SPLITS.isdisjoint(map(str.lower, splits)):
         raise UserError(f"holds several splits: {', '.join(splits)}", where=settings.path, mend=f"{name_split}NAME")
     if split is not None and split not in splits:
         mend = f"{name_split}NAME, one of {', '.join(splits)}"

@@ -16,7 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from logodata.dataset.samples import write_samples
+from logodata.cli import main as logodata
+from logodata.dataset.samples import read_samples, write_samples
 from logotrain.cli import main
 from tests.data_sets import write_manifest
 from tests.logotrain.conftest import sample_of
@@ -369,6 +370,41 @@ def test_what_lies_in_the_place_of_an_import_is_not_deleted(
     assert train(model, pairs, out, "max_steps=1") == 2
     assert "data: holds a data set of a build (choose another -o)" in capsys.readouterr().err.replace("\n", " ")
     assert (out / "data" / "data" / "samples.parquet").exists()
+
+
+def test_the_fault_of_an_import_is_told_whatever_it_left(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = write_lines(tmp_path / "twice.jsonl", [{**row, "id": "a"} for row in CONVERSATIONS])
+    none = write_lines(tmp_path / "none.jsonl", [{**row, "chosen": None} for row in CONVERSATIONS])
+    for _ in range(2):
+        assert train(model, twice, tmp_path / "twice", "max_steps=1") == 2
+        assert "pair id 'a' stands at" in capsys.readouterr().err
+        assert train(model, none, tmp_path / "none", "max_steps=1", "data.pairs.format=conversational") == 2
+        assert "no pair was kept" in capsys.readouterr().err
+
+
+def test_an_import_of_the_users_own_is_not_deleted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, pairs = (write_lines(tmp_path / f"{name}.jsonl", CONVERSATIONS[:n]) for name, n in (("own", 3), ("pairs", 4)))
+    assert logodata([*("import", str(own), "--model", str(model)), "-o", str(tmp_path / "run" / "data")]) == 0
+    assert train(model, pairs, tmp_path / "run", "max_steps=1") == 2
+    assert len(read_samples(tmp_path / "run" / "data")) == 3
+    capsys.readouterr()
+    assert train(model, pairs, tmp_path / "other", "max_steps=1") == 0
+    for name in ("final", "checkpoints"):
+        shutil.rmtree(tmp_path / "other" / name)
+    (tmp_path / "other" / "metrics.jsonl").unlink()
+    assert train(model, tmp_path / "misspelt.jsonl", tmp_path / "other", "max_steps=1") == 2
+    assert "misspelt.jsonl: no such file or folder" in capsys.readouterr().err
+
+
+def test_a_folder_of_packed_pairs_is_trained_on(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in CONVERSATIONS)
+    (tmp_path / "pairs" / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    assert train(model, tmp_path / "pairs", tmp_path / "run", "max_steps=1") == 0
 
 
 def test_a_run_goes_on_without_its_pairs(model: Path, tmp_path: Path) -> None:

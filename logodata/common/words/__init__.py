@@ -1,6 +1,7 @@
 """Read words, numbers and answers from text: one place for judge, evaluators, questions and evaluation."""
 
 from logodata.common.words.normal import normalise as normalise
+from logodata.common.words.reasoning import holds_reasoning as holds_reasoning
 from logodata.common.words.reasoning import reasoning_markers as reasoning_markers
 from logodata.common.words.reasoning import without_reasoning as without_reasoning
 from logodata.common.words.units import HEAT as HEAT

@@ -39,6 +39,16 @@ def without_reasoning(response: str) -> str:
     return answer.strip() if num_blocks or num_heads or num_tails else response
 
 
+_LEADS = regex.compile(rf"\s*(?:{_OPENING})", regex.IGNORECASE)
+_CLOSES = regex.compile(rf"\A(?:(?!{_OPENING}).)*?(?:{_CLOSING})[^\S\n]*(?:\n|\Z)", regex.DOTALL | regex.IGNORECASE)
+
+
+def holds_reasoning(response: str) -> bool:
+    """Whether a response begins with reasoning: it opens some, or closes some that was opened before it, at the end of
+    a line. An answer that only names a marker does not."""
+    return _LEADS.match(response) is not None or _CLOSES.match(response) is not None
+
+
 _PAIRS = (
     ("<|channel>thought", "<channel|>"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),

@@ -56,6 +56,12 @@ def describe(settings: LongBenchSettings, engine: EngineSettings) -> dict[str, o
     }
 
 
+def prompt_limit(settings: LongBenchSettings, session: Session) -> int:
+    """Return the most tokens of a prompt before its chat template: what is asked for, as far as the window has room."""
+    room = session.engine_window - session.reasoning.budget - RESERVED_TOKENS
+    return min(settings.max_prompt_tokens or room, room)
+
+
 def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Outcome:
     """Answer and score all rows; a sample is a row."""
     window = session.engine_window - session.reasoning.budget

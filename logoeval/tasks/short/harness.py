@@ -56,7 +56,12 @@ def folder_fingerprint(folder: Path | None) -> str | None:
         raise UserError("no task file (.yaml) here", where=str(folder), mend="give the folder of your own tasks")
     digest = hashlib.sha256()
     for file in files:
-        digest.update(os.fsencode(f"{file.relative_to(folder).as_posix()}:{file_sha256(file)}:"))
+        name = file.relative_to(folder).as_posix()
+        if file.suffix in (".yaml", ".py"):
+            digest.update(os.fsencode(f"{name}:{file.stat().st_size}:"))
+            digest.update(file.read_bytes())
+        else:
+            digest.update(os.fsencode(f"{name}:{file_sha256(file)}:"))
     return digest.hexdigest()[:16]
 
 

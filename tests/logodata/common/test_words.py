@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logodata.common.words import content_stems, marked, read, stem, without_reasoning, words
+from logodata.common.words import content_stems, holds_reasoning, marked, read, stem, without_reasoning, words
 from logodata.judge import verdict
 from logodata.judge.measures import contains_reference, number_share, token_f1, word_share
 from logodata.judge.rules import error_pattern
@@ -464,6 +464,25 @@ def test_a_response_cut_off_while_reasoning_answers_nothing() -> None:
     assert verdict("<think>\nOrla Finch, I", ["Orla Finch"]) == "wrong"
     assert without_reasoning(" As it is, a < b ") == " As it is, a < b "
     assert error_pattern("<think>The harbour?</think>Owls.", "What of the harbour?") == "instruction_unfollowing"
+
+
+@pytest.mark.parametrize(
+    ("response", "holds"),
+    [
+        ("<reasoning>It is late.</reasoning> Ann.", True),
+        (" <think>\nIt is late", True),
+        ("It is late.\n</reasoning>\nAnn.", True),
+        ("It is late.</analysis>", True),
+        ("The tag <think> opens reasoning.", False),
+        ("Use </analysis> to close.", False),
+        ("A <reflection> of light.", False),
+        ("I wrote assistantfinal here.", False),
+        ("Ann.", False),
+        ("", False),
+    ],
+)
+def test_an_answer_that_names_a_marker_is_not_reasoning(response: str, holds: bool) -> None:
+    assert holds_reasoning(response) is holds
 
 
 def test_words_and_stems() -> None:

@@ -329,6 +329,10 @@ def test_tables_with_names_of_splits_are_splits(tmp_path: Path) -> None:
         read_source(SourceSettings(path=path, split="dev"))
     [document] = read_source(SourceSettings(path=path, split="train")).documents
     assert document.text == TABLE[0]["context"]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "test.csv").rename(tmp_path / "more" / "train.csv")
+    assert len(read_source(SourceSettings(path=path)).documents) == 2  # one split, in two files
+    (tmp_path / "more" / "train.csv").rename(tmp_path / "test.csv")
     settings = [SourceSettings(path=path, split=name) for name in ("train", "test")]
     assert len(set(map(source_fingerprint, settings))) == 2
 

@@ -291,13 +291,15 @@ def test_tables_of_documents_and_of_questions_beside_files(tmp_path: Path, capsy
 def test_documents_with_names_like_a_readme_are_read_and_a_readme_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("Notice of Termination.txt", "License Agreement 2024.txt", "README_zh.md", "report.md", "LICENSE"):
+    beside = ("README_zh.md", "LICENSE", "LICENSE-APACHE.txt", "README.old.md", "CHANGELOG-2024.md")
+    for name in ("Notice of Termination.txt", "License Agreement 2024.txt", "report.md", *beside):
         save(tmp_path, name, f"The text of {name}.".encode())
     save(tmp_path, "license plates.csv", b"doc_id,question,answers\nreport,Whose?,r\n")
     source = read_source(SourceSettings(path=str(tmp_path)))
     assert {d.doc_id for d in source.documents} == {"Notice of Termination", "License Agreement 2024", "report"}
     said = capsys.readouterr().err.replace("\n", " ")
-    assert "left out what describes the data, by its name: README_zh.md" in said
+    named = "CHANGELOG-2024.md, LICENSE-APACHE.txt, README.old.md, README_zh.md"
+    assert f"left out what describes the data, by its name: {named}" in said
 
 
 def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
@@ -305,10 +307,12 @@ def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
     folder = tmp_path / "docs"
     save(folder, "a.txt", b"Ann.")
     (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "a-link").symlink_to(folder / "real")  # which is there by its own name
+    save(folder, "real/c.txt", b"Cy.")
     (tmp_path / "elsewhere" / "back").symlink_to(folder)
     settings = SourceSettings(path=str(folder))
     documents = read_source(settings, needs_questions=False).documents
-    assert {d.doc_id: d.text for d in documents} == {"a": "Ann.", "more/b": "Bo."}
+    assert {d.doc_id: d.text for d in documents} == {"a": "Ann.", "more/b": "Bo.", "real/c": "Cy."}
     before = source_fingerprint(settings)
     save(tmp_path, "elsewhere/b.txt", b"Bob.")
     assert source_fingerprint(settings) != before
