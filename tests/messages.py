@@ -43,7 +43,7 @@ def _of_module(path: Path) -> Iterator[Message]:
         for call in _own_calls(function):
             name = call.func.id if isinstance(call.func, ast.Name) else ""
             is_fault = name == "Fault"
-            if (name in ("UserError", "SettingError", "Unreadable", "note") or is_fault) and call.args:
+            if (name in ("UserError", "SettingError", "Unreadable", "OtherImport", "note") or is_fault) and call.args:
                 for text in _texts(call.args[0], function, tree):
                     place = f"{path.relative_to(ROOT)}:{call.lineno}"
                     yield Message(text, place, is_note=name == "note")
