@@ -260,9 +260,9 @@ def test_a_method_is_measured_at_the_rate_that_its_own_pilots_chose(tmp_path: Pa
     study = Study(SCALES["large"], tmp_path)
     chosen: dict[str, float] = {}
     partial, logo, full, *_ = study.methods(lambda: chosen)
-    assert [[job.name for job in next(partial)] for _ in range(2)] == [
-        ["runs/sft-partial-lr0.0005-seed0", "validation/sft-partial-lr0.0005"],
-        ["runs/sft-partial-lr0.002-seed0", "validation/sft-partial-lr0.002"],
+    assert [[job.name for job in next(partial)] for _ in range(3)] == [
+        [f"runs/sft-partial-lr{rate}-seed0", f"validation/sft-partial-lr{rate}"]
+        for rate in ("0.000125", "0.0005", "0.002")
     ]
     chosen["sft-partial"] = 5e-4  # as the last validation says
     assert [[job.name for job in chain] for chain in partial] == [

@@ -151,15 +151,15 @@ def test_rates_are_the_best_on_validation_and_of_equal_ones_the_lowest(study: St
 
 def test_a_rate_at_which_the_model_collapsed_is_not_chosen(tmp_path: Path, tiny_tokenizer: object) -> None:
     study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
-    shutil.rmtree(study.validated(LARGE.row(LOGO), 2e-3))  # the better one in `made`
+    shutil.rmtree(study.validated(LARGE.row(LOGO), 5e-4))  # the best one in `made`
     assert LOGO not in chosen_rates(study)
-    lost = [study.run(LARGE.row(LOGO), 0, 2e-3), study.run(LARGE.row("solopo"), 2, 2e-3)]
+    lost = [study.run(LARGE.row(LOGO), 0, 5e-4), study.run(LARGE.row("solopo"), 2, 5e-4)]
     collapsed = [run.relative_to(study.folder).as_posix() for run in lost]
     rates = chosen_rates(study, collapsed)
-    assert rates[LOGO] == 5e-4
+    assert rates[LOGO] == 1.25e-4
     shutil.rmtree(study.measured(LARGE.row("solopo"), 2))
     outcomes = Outcomes(study, rates, collapsed)
-    assert "| + LOGO (M=2, λ=0.1) | **40.0** | collapsed |" in rates_table(outcomes).markdown()
+    assert "| + LOGO (M=2, λ=0.1) | **40.0** | collapsed | 40.0 |" in rates_table(outcomes).markdown()
     assert outcomes.missing == []
     assert outcomes.collapsed_seeds(LARGE.row("solopo")) == (2,)
 
