@@ -7,6 +7,7 @@ Scores are kept by sample, not only as means, so that two runs can be compared p
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import read_if_whole, read_json, write_json
 from logodata.common.records import Record
 from logodata.common.resampling import Array
-from logodata.dataset.samples import sample_files
+from logodata.dataset.samples import iterate_samples, sample_files
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_DIR = "predictions"
@@ -260,7 +261,20 @@ def write_results(folder: Path, results: Results) -> None:
 
 
 def data_fingerprint(folder: Path) -> str:
-    """Return a hash of the samples that ``logodata build`` wrote into a folder, wherever it lies."""
+    """Return a hash of what models are measured by in a folder's samples: token ids, documents, questions, answers.
+
+    A build that takes its responses from a cache writes other files than one that generates them, and equal samples.
+    """
+    digest = hashlib.sha256()
+    for sample in iterate_samples(folder):
+        ids = hash_ids(sample.prompt_ids, sample.chosen.token_ids, *(said.token_ids for said in sample.rejected))
+        known = [sample.id, sample.cluster, sample.kind, ids, sample.question, sample.answers]
+        digest.update(json.dumps(known).encode())
+    return digest.hexdigest()[:16]
+
+
+def files_fingerprint(folder: Path) -> str:
+    """Return the hash of the files of samples, by which earlier versions knew a folder."""
     digest = hashlib.sha256()
     for file in sample_files(folder):
         digest.update(file.read_bytes())

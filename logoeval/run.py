@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from logoeval.records import (
     Results,
     TaskResult,
     continue_results,
+    files_fingerprint,
     has_predictions,
     write_results,
 )
@@ -76,7 +78,8 @@ def evaluate(
             started = task in results.tasks or has_predictions(predictions, task)
             if task in results.tasks:
                 _bind_again(predictions / f"{task}.json", results.tasks[task].settings, settings)
-            bind_settings(predictions, f"{task}.json", settings, started=started)
+            as_today = partial(_as_today, settings=settings, section=section)
+            bind_settings(predictions, f"{task}.json", settings, started=started, as_today=as_today)
             if task in results.tasks:
                 note(f"{task}: finished already")
                 continue
@@ -113,6 +116,14 @@ def _bind_again(path: Path, found: Mapping[str, Any], fields: Iterable[str]) -> 
     """Write what a folder is bound to, if it is gone, by what its results say: predictions may be deleted for room."""
     if not path.exists():
         write_json(path, {field: found[field] for field in fields if field in found})
+
+
+def _as_today(before: dict[str, Any], settings: Mapping[str, Any], section: Any) -> Mapping[str, Any]:
+    """Return what a folder is bound to, its data known as they are today (:func:`data_fingerprint`)."""
+    name = "data_fingerprint"
+    if name in before and before[name] != settings.get(name) and before[name] == files_fingerprint(section.data):
+        return {**before, name: settings.get(name)}
+    return before
 
 
 def _adapter_notes(recipe: EvalRecipe) -> list[str]:

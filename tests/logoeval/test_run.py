@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
+from logodata.dataset.samples import read_samples, sample_files, write_samples
 from logoeval.cli import main
 from logoeval.recipe.settings import EvalRecipe, load_eval_recipe
-from logoeval.records import Results, read_results
+from logoeval.records import Results, data_fingerprint, files_fingerprint, read_results
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.needles.settings import NiahSettings
@@ -138,6 +139,29 @@ def test_results_without_predictions_stay_those_of_their_model_and_settings(
     shutil.rmtree(tmp_path / "out" / "predictions")
     assert evaluate(recipe, ["ppl"], tmp_path / "out") == results
     assert "ppl: finished already" in capsys.readouterr().err
+
+
+def test_data_are_known_by_their_samples_and_not_by_their_files(recipe: EvalRecipe, tmp_path: Path) -> None:
+    assert recipe.pairs is not None
+    data = recipe.pairs.data
+    results = evaluate(recipe, ["pairs"], tmp_path / "out")
+    known, files = data_fingerprint(data), files_fingerprint(data)
+    assert results.tasks["pairs"].settings["data_fingerprint"] == known
+    samples = read_samples(data)
+    (file,) = sample_files(data)
+    of_cache = {sample.id: sample.chosen.model_copy(update={"origin": "cache"}) for sample in samples}
+    write_samples(file, [sample.model_copy(update={"chosen": of_cache[sample.id]}) for sample in samples])
+    assert files_fingerprint(data) != files
+    assert data_fingerprint(data) == known
+    # An earlier version knew the folder by its files.
+    bound = tmp_path / "out" / "predictions" / "pairs.json"
+    bound.write_text(json.dumps({**json.loads(bound.read_text()), "data_fingerprint": files_fingerprint(data)}))
+    assert evaluate(recipe, ["pairs"], tmp_path / "out") == results
+    for changed in ({"answers": ["another"]}, {"question": "Another?"}, {"prompt_ids": [5, 6, 7]}):
+        write_samples(file, [samples[0].model_copy(update=changed), *samples[1:]])
+        assert data_fingerprint(data) != known
+        with pytest.raises(UserError, match="started with data_fingerprint="):
+            evaluate(recipe, ["pairs"], tmp_path / "out")
 
 
 def test_overrides_say_more_of_what_an_option_turns_on() -> None:
