@@ -20,6 +20,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import read_if_whole, read_json, write_json
 from logodata.common.records import Record
 from logodata.common.resampling import Array
+from logodata.contract import PreferenceSample
 from logodata.dataset.samples import iterate_samples, sample_files
 
 RESULTS_FILE = "results.json"
@@ -260,6 +261,11 @@ def write_results(folder: Path, results: Results) -> None:
     write_json(folder / RESULTS_FILE, results.to_json())
 
 
+def sample_hash(sample: PreferenceSample) -> str:
+    """Return a hash of all token ids of a sample, on which its scores depend."""
+    return hash_ids(sample.prompt_ids, sample.chosen.token_ids, *(response.token_ids for response in sample.rejected))
+
+
 def data_fingerprint(folder: Path) -> str:
     """Return a hash of what models are measured by in a folder's samples: token ids, documents, questions, answers.
 
@@ -267,8 +273,7 @@ def data_fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for sample in iterate_samples(folder):
-        ids = hash_ids(sample.prompt_ids, sample.chosen.token_ids, *(said.token_ids for said in sample.rejected))
-        known = [sample.id, sample.cluster, sample.kind, ids, sample.question, sample.answers]
+        known = [sample.id, sample.cluster, sample.kind, sample_hash(sample), sample.question, sample.answers]
         digest.update(json.dumps(known).encode())
     return digest.hexdigest()[:16]
 

@@ -228,8 +228,11 @@ class _Loop:
 def _draws(schedule: Schedule, data: TrainingData, step: int) -> list[Draw]:
     """Return the samples of a step, each with its epoch, which decides its positions. Those of the mix have natural
     positions, which are the same in every epoch, and so are the untrained model's log-probabilities."""
-    trained, of_data = [*data.samples, *data.mix], len(data.samples)
-    return [(epoch if index < of_data else 0, trained[index]) for epoch, index in schedule.samples(step)]
+    of_data = len(data.samples)
+    return [
+        (epoch, data.samples[index]) if index < of_data else (0, data.mix[index - of_data])
+        for epoch, index in schedule.samples(step)
+    ]
 
 
 def _tell_beginning(recipe: TrainRecipe, schedule: Schedule, done: int) -> None:

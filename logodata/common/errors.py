@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -40,13 +40,6 @@ class UserError(Exception):
     def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
         self.what, self.where, self.mend = what, where, mend
         super().__init__(str(self))
-
-    def move_settings(self, names: Iterable[str], section: str) -> None:
-        """Put ``section``, such as ``"judge.model."``, before all settings that the line names and that begin with one
-        of ``names``."""
-        found = re.compile(rf"(?<![\w./-])(?=(?:{'|'.join(map(re.escape, names))})[.=])")
-        self.what, self.where, self.mend = (found.sub(section, text) for text in (self.what, self.where, self.mend))
-        self.args = (str(self),)
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
@@ -84,6 +77,21 @@ def settings_within(section: str) -> Iterator[None]:
         yield
     except SettingError as error:
         raise error.within(section) from error
+
+
+@contextmanager
+def settings_moved(names: Sequence[str], section: str) -> Iterator[None]:
+    """Put ``section``, such as ``"judge.model."``, before the settings that errors of a block name anywhere in their
+    lines, and that begin with one of ``names``: those of a second model, whose code names the first one's."""
+    try:
+        yield
+    except UserError as error:
+        if names:
+            found = re.compile(rf"(?<![\w./-])(?=(?:{'|'.join(map(re.escape, names))})[.=])")
+            texts = (error.what, error.where, error.mend)
+            error.what, error.where, error.mend = (found.sub(section, text) for text in texts)
+            error.args = (str(error),)
+        raise
 
 
 def first_line(error: BaseException) -> str:

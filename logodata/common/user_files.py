@@ -135,7 +135,16 @@ def visible_files(folder: Path, suffixes: Collection[str] = (), *, below: bool =
     Raises:
         UserError: A folder may not be read.
     """
-    entered = set[tuple[int, int]]()
+    for place, names in _folders(folder, below=below):
+        for file in (Path(place, name) for name in names):
+            wanted = not suffixes or file.suffix.lower() in suffixes
+            if wanted and not is_hidden(Path(file.name)) and file.is_file():
+                yield file
+
+
+def _folders(folder: Path, *, below: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder once, with the names in it that are no folders: all that are there themselves, then the linked
+    ones."""
 
     def refuse(error: OSError) -> None:
         if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -143,20 +152,14 @@ def visible_files(folder: Path, suffixes: Collection[str] = (), *, below: bool =
         mend = "allow it to be read, or give another folder"
         raise UserError(f"cannot read: {error.strerror}", where=str(error.filename), mend=mend) from error
 
-    waiting = [folder]
-    while waiting:
-        links: list[Path] = []
-        for start in waiting:
-            for place, folders, names in os.walk(start, onerror=refuse):
-                status = os.stat(place)
-                if (status.st_dev, status.st_ino) in entered:
-                    folders.clear()
-                    continue
-                entered.add((status.st_dev, status.st_ino))
-                folders[:] = sorted(name for name in folders if below and not is_hidden(Path(name)))
-                links += [path for name in folders if (path := Path(place, name)).is_symlink()]  # os.walk passes them
-                for file in (Path(place, name) for name in names):
-                    wanted = not suffixes or file.suffix.lower() in suffixes
-                    if wanted and not is_hidden(Path(file.name)) and file.is_file():
-                        yield file
-        waiting = links  # after all that is there itself
+    entered, waiting = set[tuple[int, int]](), [folder]
+    for start in waiting:  # which grows
+        for place, folders, names in os.walk(start, onerror=refuse):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in entered:
+                folders.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if below and not is_hidden(Path(name)))
+            waiting += [path for name in folders if (path := Path(place, name)).is_symlink()]  # os.walk passes them
+            yield place, names

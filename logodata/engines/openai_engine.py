@@ -55,8 +55,6 @@ class OpenAIEngine(ServerEngine):
         super().__init__(settings, api_key=api_key, first_wait_s=first_wait_s)
         windows = (*(card.get("max_model_len") for card in self._cards), settings.max_model_len)
         self._window = min((window for window in windows if window), default=None)
-        self.window = self._window
-        """The most tokens of a prompt with its response; None if no server tells."""
         self.name = f"openai ({self._server_version(self._cards[0])})"
 
     def _body(self, request: GenerationRequest) -> tuple[str, dict[str, Any]]:

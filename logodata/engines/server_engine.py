@@ -114,6 +114,11 @@ class ServerEngine(ABC):
             if not server.is_checked:
                 note_down(server)
 
+    @property
+    def window(self) -> int | None:
+        """The most tokens of a prompt with its response; None where it is not known."""
+        return self._window
+
     def _base(self, url: str) -> str:
         """Return the address that paths are put behind."""
         return url.removesuffix("/v1") + "/v1"

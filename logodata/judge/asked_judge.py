@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
 from logodata.common.console import Tracker
-from logodata.common.errors import UserError
+from logodata.common.errors import settings_moved
 from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.response_log import CachedEngine, ResponseLog
@@ -47,11 +46,10 @@ class AskedJudge:
     ) -> None:
         self._path = log
         name = settings.name or asking.model
-        own = ["engine"] * (settings.engine is not None) + ["chat_template", "chat_template_args"] * (
-            name != asking.model
-        )
-        self._settings_named = partial(_settings_moved, own, section)
         engine, is_own_model = judge_engine(asking, settings), name == asking.model
+        own = [] if settings.engine is None else ["engine"]
+        own += [] if is_own_model else ["chat_template", "chat_template_args"]
+        self._settings_named = partial(settings_moved, own, section)
         self.name = asked_model(engine, name)
         template, args = settings.chat_template, settings.chat_template_args
         if is_own_model:
@@ -90,14 +88,3 @@ class AskedJudge:
         """Return the reply to a request that was generated, and whether it ended by itself."""
         result, _ = self.engine.answer(request)
         return result.said(self.tokenizer), result.finish_reason == "stop"
-
-
-@contextmanager
-def _settings_moved(names: Sequence[str], section: str) -> Iterator[None]:
-    """Let the errors of a block name these settings in ``section``, not where those of the command's own model are."""
-    try:
-        yield
-    except UserError as error:
-        if names:
-            error.move_settings(names, section)
-        raise

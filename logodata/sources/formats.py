@@ -41,7 +41,7 @@ from logodata.sources.csv_rows import csv_form, csv_rows
 from logodata.sources.document_files import SUFFIXES, TEXT_SUFFIXES, document_rows, files_of
 from logodata.sources.fields import EMBEDDED_PREFIX, PARTS, SourceSettings, aliases, column_of, names_of
 from logodata.sources.json_rows import Row, json_rows
-from logodata.sources.tables import NAME_SPLIT, hub_files, hub_rows, load_hub
+from logodata.sources.tables import NAME_SPLIT, choose_split, hub_files, hub_rows, load_hub
 
 Container = Literal["jsonl", "csv", "parquet", "text", "documents", "hub"]
 Rows = Callable[[], Iterator[Row]]
@@ -408,11 +408,12 @@ def open_rows(
         UserError: There is no such table, or it is of no known format.
     """
     folder = settings.file
-    if folder.is_dir() and not tables_in(folder):
+    tables = tables_in(folder)
+    if folder.is_dir() and not tables:
         files = count_endings(visible_files(folder)) or "none"
         raise UserError(f"holds no table (files: {files})", where=settings.path, mend=_A_TABLE)
     container = _container(settings, otherwise=_A_TABLE)
-    if container == "documents" and not _documents_in(folder, SUFFIXES, tables := tables_in(folder)):
+    if container == "documents" and not _documents_in(folder, SUFFIXES, tables):
         # Compressed tables, which the hub's library does not read from a folder.
         parts = [
             settings.model_copy(update={"path": str(file), "split": None})
@@ -471,13 +472,11 @@ def _of_split(files: list[Path], settings: SourceSettings, name_split: str) -> l
         UserError: There are several splits and none was named, or not the one that was.
     """
     names = {file: PurePath(file.stem).stem if file.suffix.lower() in PACKED_SUFFIXES else file.stem for file in files}
-    splits, split = sorted(set(names.values())), settings.split
-    if split is None and len(splits) > 1 and not _SPLITS.isdisjoint(map(str.lower, splits)):
-        raise UserError(f"holds several splits: {', '.join(splits)}", where=settings.path, mend=f"{name_split}NAME")
-    if split is not None and split not in splits:
-        mend = f"{name_split}NAME, one of {', '.join(splits)}"
-        raise UserError(f"no split {split!r}", where=settings.path, mend=mend)
-    return [file for file, name in names.items() if split in (None, name)]
+    splits = sorted(set(names.values()))
+    if settings.split is None and _SPLITS.isdisjoint(map(str.lower, splits)):
+        return files
+    chosen = choose_split(settings.path, splits, settings.split, name_split)
+    return [file for file, name in names.items() if name == chosen]
 
 
 def _is_parquet(file: Path) -> bool:

@@ -37,11 +37,11 @@ def load_hub(path: str, subset: str | None, split: str | None, name_split: str =
                 raise UserError("a saved data set has no subsets", where=path, mend="leave subset out")
             saved = datasets.load_from_disk(str(folder))
             if isinstance(saved, datasets.Dataset):
-                return saved, _choose(path, [str(saved.split or "train")], split, name_split)
-            chosen = _choose(path, list(saved), split, name_split)
+                return saved, choose_split(path, [str(saved.split or "train")], split, name_split)
+            chosen = choose_split(path, list(saved), split, name_split)
             return saved[chosen], chosen
         name = str(folder) if folder.is_dir() else path
-        chosen = _choose(path, datasets.get_dataset_split_names(name, config_name=subset), split, name_split)
+        chosen = choose_split(path, datasets.get_dataset_split_names(name, config_name=subset), split, name_split)
         return datasets.load_dataset(name, name=subset, split=chosen), chosen
     except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
         pass_on(error)
@@ -71,7 +71,12 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file()
 
 
-def _choose(path: str, splits: list[str], split: str | None, name_split: str) -> str:
+def choose_split(path: str, splits: list[str], split: str | None, name_split: str) -> str:
+    """Return the split that was named, or the only one.
+
+    Raises:
+        UserError: There is no such split, or there are several and none was named.
+    """
     if split is not None and split not in splits:
         raise UserError(f"no split {split!r}", where=path, mend=f"{name_split}NAME, one of {', '.join(splits)}")
     if split is None and len(splits) > 1:

@@ -15,7 +15,7 @@ from logodata.common.finite import check_responses
 from logodata.contract import PreferenceSample
 from logodata.engines.settings import EngineSettings
 from logodata.models.vocabulary import check_ids, vocabulary_size
-from logoeval.records import Metric, Outcome, SampleRow, hash_ids
+from logoeval.records import Metric, Outcome, SampleRow, sample_hash
 from logoeval.session import Session, check_weights
 from logoeval.tasks import qa
 from logoeval.tasks.evaluator import Evaluator
@@ -69,11 +69,6 @@ _MARGINS = [
 ]
 
 METRICS = [*_MARGINS, *qa.metrics("Answer")]
-
-
-def sample_hash(sample: PreferenceSample) -> str:
-    """Return a hash of all token ids of a sample, on which its scores depend."""
-    return hash_ids(sample.prompt_ids, sample.chosen.token_ids, *(response.token_ids for response in sample.rejected))
 
 
 def mean_logprobs(model: LogprobModel, sample: PreferenceSample, window: int) -> list[float]:

@@ -143,7 +143,10 @@ def _as_yaml(value: object) -> str:
     """Return a value as JSON that YAML reads the same: what is beyond U+FFFF has two escapes in JSON, in YAML one."""
 
     def escape(found: re.Match[str]) -> str:
-        return f"\\U{ord(json.loads(chr(34) + found[0] + chr(34))):08x}" if found["pair"] else found[0]
+        if not found["pair"]:
+            return found[0]
+        character: str = json.loads(f'"{found[0]}"')
+        return f"\\U{ord(character):08x}"
 
     return _ESCAPE.sub(escape, json.dumps(value, default=str))
 

@@ -14,7 +14,7 @@ from logoeval.report import figures
 from logoeval.report.tables import Section, figure
 from logotrain.recipe.objectives import ObjectiveSettings
 from logotrain.recipe.settings import LoraSettings, OptimizerSettings
-from logotrain.run_files import METRICS_FILE, VALIDATION_FILE
+from logotrain.run_files import METRICS_FILE, RECIPE_FILE, VALIDATION_FILE
 
 
 class _Recipe(Excerpt):
@@ -41,7 +41,7 @@ def training_section(folder: Path) -> Section:
     Raises:
         UserError: the folder lacks ``metrics.jsonl`` or the recipe, or they are not what logotrain writes.
     """
-    path = folder / "recipe.resolved.json"
+    path = folder / RECIPE_FILE
     recipe = _Recipe.from_json(read_json(path), where=str(path), mend=_NO_RUN)
     path = folder / METRICS_FILE
     records = _read(path)

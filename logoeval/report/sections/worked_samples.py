@@ -11,8 +11,7 @@ from logodata.contract import PreferenceSample, Response
 from logodata.dataset.inspect_page import chunk_view
 from logodata.dataset.samples import iterate_samples
 from logoeval.compare.compare import Comparison
-from logoeval.records import PREDICTIONS_DIR
-from logoeval.tasks.pairs import sample_hash
+from logoeval.records import PREDICTIONS_DIR, sample_hash
 from logoeval.tasks.qa import QaAnswer
 from logoeval.tasks.record_file import RecordFile
 
