@@ -133,14 +133,12 @@ def claims_of(outcomes: Outcomes) -> tuple[Sequence[Claim], Sequence[Claim], Seq
     measured."""
     rows = {one.name: one for one in outcomes.rows}
 
-    def comparable(row: str, other: str) -> bool:
-        if not {row, other} <= rows.keys():
-            return False
-        is_untrained = rows[row].is_untrained or rows[other].is_untrained
-        return is_untrained or bool(outcomes.shared_seeds(rows[row], rows[other]))
+    def comparable(claim: Claim) -> bool:
+        found = [rows[name] for name in (claim.row, claim.other) if name in rows]
+        return len(found) == 2 and bool(outcomes.shared_seeds(*found))
 
     def about(claims: Sequence[Claim]) -> Sequence[Claim]:
-        return [claim for claim in claims if comparable(claim.row, claim.other)]
+        return list(filter(comparable, claims))
 
     if outcomes.study.scale.corpus:
         return about(LARGE_CLAIMS), (), ()

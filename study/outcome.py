@@ -172,7 +172,9 @@ class Outcomes:
         return tuple(filter(partial(self._is_measured, row), self.study.seeds(row)))
 
     def shared_seeds(self, row: Row, other: Row) -> tuple[int, ...]:
-        """Return the seeds with which two trained rows are both measured."""
+        """Return the seeds with which two rows are both measured. An untrained model is compared with every seed."""
+        if row.is_untrained or other.is_untrained:
+            return self.seeds(other if row.is_untrained else row)
         return tuple(seed for seed in self.seeds(row) if seed in self.seeds(other))
 
     def collapsed_seeds(self, row: Row) -> tuple[int, ...]:
