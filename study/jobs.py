@@ -178,9 +178,10 @@ class Study:
     def methods(self, chosen_rates: Callable[[], Mapping[str, float]]) -> list[Iterator[list[Job]]]:
         """Return chains of jobs for each method that has a learning rate of its own.
 
-        They are its pilots, its row with the first seed, and its curve over training. ``chosen_rates`` is called after
-        the pilots. So what a pilot wrote is used at once, and an interruption costs the trainings of one method at
-        most. The methods of the curves come first, because most claims are about them.
+        They are its pilots, its row with the first seed, its curve over training, and the settings that take its rate
+        and train on the same data. ``chosen_rates`` is called after the pilots. So what a pilot wrote is used at once,
+        and an interruption costs the trainings of one method at most. The methods of the curves come first, because
+        most claims are about them.
         """
         tuned = [one for one in self.scale.rows if one.is_tuned]
         return [self._method(one, chosen_rates) for one in sorted(tuned, key=self._has_no_curve)]
@@ -190,6 +191,8 @@ class Study:
         rates = chosen_rates()
         yield self._row(tuned, self.scale.seeds[0], self.rate(tuned, rates))
         yield from (self._curve(one, rates) for one in self._measured_over_training() if one == tuned)
+        settings = [one for one in self.scale.rows if one.rate_of == tuned.name and one.data == tuned.data]
+        yield from (self._row(one, self.scale.seeds[0], self.rate(one, rates)) for one in settings)
 
     def _pilot(self, tuned: Row, rate: float) -> list[Job]:
         first = self.scale.seeds[0]
