@@ -13,8 +13,9 @@ from logodata.common.user_files import expand_home
 from logodata.dataset.samples import is_data_set
 from logodata.pairs.messages import Tags
 from logodata.pairs.settings import ImportRecipe
+from logodata.sources.discovery import may_be_on_hub, source_fingerprint, tables_in
 from logodata.sources.fields import SourceSettings
-from logodata.sources.formats import may_be_on_hub, open_rows, source_fingerprint, tables_in
+from logodata.sources.formats import open_rows
 from logodata.sources.json_rows import Row
 
 _INFO_FILE = "dataset_info.json"

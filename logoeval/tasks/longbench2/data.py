@@ -14,7 +14,7 @@ from logodata.common.foreign_files import note_left_out
 from logodata.common.json_files import parse_json
 from logodata.common.parquet import parquet_rows
 from logodata.common.user_files import expand_home, read_bytes, visible_files
-from logodata.sources.formats import may_be_on_hub
+from logodata.sources.discovery import may_be_on_hub
 from logodata.sources.tables import load_hub
 from logoeval.tasks.longbench.data import read_lines
 
