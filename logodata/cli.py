@@ -88,6 +88,11 @@ def _build_inputs(function: Function) -> Function:
             INPUT,
             type=PATH_OR_NAME,
         ),
+        option(
+            "--questions-only",
+            "keep every question with its context and its reference, and generate nothing: data for logoeval qa",
+            INPUT,
+        ),
         overrides_argument(_build_recipe, "contexts.num_chunks=8"),
         click.argument("source", type=RecipeName(), required=False, help="a recipe, or documents with questions"),
     ):
@@ -99,6 +104,7 @@ def _build_inputs(function: Function) -> Function:
     examples="""
     logodata build documents.jsonl --model org/model -o runs/data
     logodata build documents.jsonl --model org/model -o runs/data contexts.num_chunks=8 evaluator.name=lexical
+    logodata build heldout.jsonl --model org/model -o runs/questions --questions-only
     logodata build llama3-80k --dry-run
     logodata build my.yaml -o runs/shard-1 --shard 1/4
     """
@@ -132,6 +138,7 @@ def build(
     model: str | None,
     adapter: str | None,
     recipe: Path | None,
+    questions_only: bool,
     output: Path | None,
     as_json: bool,
     dry_run: bool,
@@ -152,7 +159,7 @@ def build(
         raise UserError("--deal-in-turn deals documents to shards", mend="give --shard I/N too, or leave it out")
     build_shard = BuildShard.parse(shard, in_turn=deal_in_turn) if shard else None
     cluster = _ray_options(**ray)
-    settings = load_build_recipe(source, recipe, model, overrides, adapter=adapter)
+    settings = load_build_recipe(source, recipe, model, overrides, adapter=adapter, questions_only=questions_only)
     if dry_run:
         (print_json if as_json else print_recipe)({"build": settings.model_dump(mode="json")})
         return
@@ -186,6 +193,7 @@ def preview(
     model: str | None,
     adapter: str | None,
     recipe: Path | None,
+    questions_only: bool,
     as_json: bool,
     prompt_price: float | None,
     response_price: float | None,
@@ -201,7 +209,7 @@ def preview(
     if (prompt_price is None) != (response_price is None):
         raise UserError("one price of two", mend="give --prompt-price and --response-price")
     prices = None if prompt_price is None or response_price is None else (prompt_price, response_price)
-    settings = load_build_recipe(source, recipe, model, overrides, adapter=adapter)
+    settings = load_build_recipe(source, recipe, model, overrides, adapter=adapter, questions_only=questions_only)
     from logodata.build.preview import preview
 
     found = preview(settings, prices=prices, tokens_per_s=tokens_per_s)

@@ -184,6 +184,7 @@ class PreferenceSample(Record):
 
     Of an imported pair ``question_id`` and ``answer_in_critical`` are None, as are ``doc_id`` and ``question`` unless a
     column holds document and question. It has no ``answers``, and ``chunks`` only if the import was asked to cut them.
+    A build with ``generation.rejected=none`` writes samples without ``rejected`` ones.
     """
 
     schema_version: Int32 = SCHEMA_VERSION
@@ -196,7 +197,7 @@ class PreferenceSample(Record):
     prompt_ids: list[Int32]
     chunks: list[ContextChunk]
     chosen: Response
-    rejected: list[Response] = Field(min_length=1)
+    rejected: list[Response]
     answer_in_critical: bool | None
     """Whether the critical chunks of the context hold every content word of a reference answer."""
 

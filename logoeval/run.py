@@ -16,7 +16,7 @@ from logodata.common.console import note
 from logodata.common.files import bind_settings, locked, write_json
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.user_files import visible_files
-from logodata.engines.settings import asked_fingerprint, asked_model
+from logodata.engines.settings import EngineSettings, asked_fingerprint, asked_model, weights_dtype
 from logodata.models.adapters import adapter_fingerprint, trained_on
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import read_template, resolve_model
@@ -74,7 +74,7 @@ def evaluate(
         notes = [*_adapter_notes(recipe), *notes]
         for task in tasks:
             evaluator, section = find_task(task).evaluator, recipe.section(task)
-            settings = settings_of[task]
+            settings = {**settings_of[task], "dtype": _dtype(recipe.engine, results.tasks.get(task))}
             started = task in results.tasks or has_predictions(predictions, task)
             if task in results.tasks:
                 _bind_again(predictions / f"{task}.json", results.tasks[task].settings, settings)
@@ -140,7 +140,6 @@ def _settings(
     template = recipe.chat_template and text_fingerprint(read_template(recipe.chat_template))
     return {
         "task_version": evaluator.version,
-        "dtype": recipe.engine.dtype,
         "seed": recipe.seed,
         "chat_template": template,
         **({"chat_template_args": recipe.chat_template_args} if recipe.chat_template_args else {}),
@@ -148,6 +147,13 @@ def _settings(
         **(_chat(session) if recipe.engine.kind == "chat" else {}),
         **evaluator.describe(section, recipe.engine),
     }
+
+
+def _dtype(engine: EngineSettings, result: TaskResult | None) -> str:
+    """Return the dtype of the weights; with ``auto`` that of the result that is there, else what suits this machine."""
+    if engine.dtype == "auto" and result is not None:
+        return str(result.settings["dtype"])
+    return weights_dtype(engine)
 
 
 def _chat(session: Session) -> dict[str, object]:

@@ -12,12 +12,18 @@ from logodata.common.errors import UserError
 from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine
 from logodata.engines.reasoning import Reasoning
-from logodata.engines.settings import AdaptedModelSettings, EngineSettings, engine_window, open_engine
+from logodata.engines.settings import (
+    AdaptedModelSettings,
+    EngineSettings,
+    engine_window,
+    open_engine,
+    weights_dtype,
+)
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.models.adapter_fit import check_adapter_fits
 from logodata.models.adapters import merge_adapter
 from logodata.models.facts import model_eos_ids
-from logodata.models.loading import load_config, load_model
+from logodata.models.loading import device_named, load_config, load_model
 from logodata.models.text_config import config_window, text_config
 
 if TYPE_CHECKING:
@@ -73,7 +79,7 @@ class Weights:
         if model is None:
             if settings.adapter is not None:
                 check_adapter_fits(settings.model, settings.adapter)  # before gigabytes of weights are read
-            model = load_model(settings.model, config=config, dtype=settings.engine.dtype, device=device)
+            model = load_model(settings.model, config=config, dtype=weights_dtype(settings.engine), device=device)
         if settings.adapter is not None:
             return merge_adapter(model, settings.adapter)
         self._base = model
@@ -103,12 +109,7 @@ class Session:
     @cached_property
     def device(self) -> str:
         """The device where the weights go."""
-        import torch
-
-        wanted = self.settings.engine.device
-        if wanted != "auto":
-            return wanted
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return device_named(self.settings.engine.device)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

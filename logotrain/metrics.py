@@ -62,7 +62,7 @@ class Metrics(Record):
     short_rejected_logp: float | None = None
     short_accuracy: float | None = None
     chosen_ended: float
-    rejected_ended: float
+    rejected_ended: float | None = None
     expert_share: float | None = None
     tokens: int
 

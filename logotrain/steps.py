@@ -199,6 +199,7 @@ def _sample_loss(
     if long_chosen is not None:  # responses were compared under the short prompt
         compared = {f"short_{name}": value for name, value in compared.items()}
         compared["chosen_logp"] = long_chosen.mean().item()
+    ended = [float(response.ended) for response in sample.rejected] if settings.uses_rejected else []
     return terms.loss[0], Metrics(
         loss=terms.loss.item(),
         preference_loss=terms.preference.item(),
@@ -206,7 +207,7 @@ def _sample_loss(
         distance=None if terms.distance is None else terms.distance.item(),
         **compared,
         chosen_ended=float(sample.chosen.ended),
-        rejected_ended=sum(response.ended for response in sample.rejected) / len(sample.rejected),
+        rejected_ended=sum(ended) / len(ended) if ended else None,
         tokens=row_length(sample, settings.parts),
     )
 

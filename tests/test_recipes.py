@@ -127,7 +127,7 @@ def test_it_loads_says_what_it_is_and_sets_one_model(path: Path) -> None:
     build, train, evaluation = sections(path)
     assert {section.model for section in (build, train, evaluation) if section} == {train.model}
     assert evaluation.niah
-    assert evaluation.ppl
+    assert evaluation.ppl or path.stem == "rounds"
 
 
 @every_recipe
@@ -141,9 +141,8 @@ def test_positions_and_contexts_fit_the_window(path: Path) -> None:
         # The model answers unscaled, within its own window.
         assert chunks + frame_and_question + build.generation.max_new_tokens <= WINDOWS[build.model]
     assert evaluation.niah is not None
-    assert evaluation.ppl is not None
     assert evaluation.niah.lengths[-1] + evaluation.niah.max_new_tokens <= window(train)
-    assert evaluation.ppl.lengths[-1] <= window(train)
+    assert evaluation.ppl is None or evaluation.ppl.lengths[-1] <= window(train)
 
 
 @pytest.mark.parametrize("name", TABLE_1)

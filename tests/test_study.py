@@ -269,7 +269,8 @@ def test_a_method_is_measured_at_the_rate_that_its_own_pilots_chose(tmp_path: Pa
         ["runs/sft-partial-lr0.0005-seed0", "eval/sft-partial-seed0"],
         ["runs/sft-partial-lr0.0005-seed0", "curves/sft-partial"],
     ]
-    assert [chain[-1].name for chain in logo][-3:] == ["curves/logo", "eval/logo-lambda0.5-seed0", "eval/logo-long-seed0"]
+    last = [chain[-1].name for chain in logo][-3:]
+    assert last == ["curves/logo", "eval/logo-lambda0.5-seed0", "eval/logo-long-seed0"]
     assert [job.name for chain in full for job in chain][-1] == "eval/sft-full-seed0"
     methods = [job for queue in study.methods(lambda: RATES) for chain in queue for job in chain]
     assert {job.name for job in study.pilots()} < {job.name for job in methods}

@@ -127,7 +127,7 @@ def _build(
         logo_align=__version__,
         model=recipe.model,
         **dict(identity),
-        engine=", ".join(engines["engine"]) or "none: every response was there already",
+        engine=", ".join(engines["engine"]) or "none: nothing was generated",
         judge_engine=(", ".join(engines["judge_engine"]) or "none: nothing was asked") if recipe.judge.asked else None,
         source=source_file.model_copy(update={"lost": dict(source.lost) or None}),
         recipe=recipe.model_dump(mode="json"),

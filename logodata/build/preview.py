@@ -71,6 +71,11 @@ class Work(Record):
         return (self.try_prompt_tokens or 0) + at_most
 
     @property
+    def asks(self) -> bool:
+        """Whether anything is asked, or taken from the cache."""
+        return bool(self.prompt_tokens_at_most or self.cached)
+
+    @property
     def first(self) -> tuple[int, int]:
         """The number of prompts that are asked in any case, and of their tokens."""
         if self.try_prompts is not None and self.try_prompt_tokens is not None:

@@ -71,10 +71,11 @@ def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
         "contexts": f"the model's greedy answers from irrelevant chunks alone{_mixed(contexts.mixed_ratios, stats)}",
         "training": "the model's greedy answer from the whole context. This departs from the paper",
         "critical_wrong": "the first wrong one of the same answers. This departs from the paper",
+        "none": "none: the rows are right answers for instruct tuning, or questions to ask. This departs from the paper",
     }[generation.rejected]
     if generation.grades_answers:
         others = "the worst one of the same answers"
-    if recipe.adapter is not None and generation.rejected_by == "base":
+    if recipe.adapter is not None and generation.rejected != "none" and generation.rejected_by == "base":
         others += ". Here the model answers without its adapter"
     summary = describe(stats)
     return f"""{_HEADER}
@@ -82,7 +83,7 @@ def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
 
 {summary[0].upper()}{summary[1:]}.
 
-A row is one prompt with a preferred response and {stats.dispreferred_per_sample} dis-preferred ones (LOGO, arXiv 2410.18533, section 3).
+{_row(stats)}
 Prompts are token ids (`prompt_ids`, of the model's tokenizer), responses token ids with their text; texts of the chunks are in `chunks`. All
 as text: `logodata export DIR --format text -o FILE.parquet`, then `load_dataset("parquet", data_files="FILE.parquet")`.
 
@@ -91,12 +92,10 @@ as text: `logodata export DIR --format text -o FILE.parquet`, then `load_dataset
 - **Context**: {contexts.num_chunks} chunks in document order; all critical ones, filled up with irrelevant ones.
 - **Preferred**: {preferred}.
 - **Dis-preferred**: {others}.
-- **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
-- **Judge**: {_describe_judge(recipe.judge)}.{_model_judge(manifest, stats)}{_solve(recipe, stats)}
+{_patterns(stats)}- **Judge**: {_describe_judge(recipe.judge)}.{_model_judge(manifest, stats)}{_solve(recipe, stats)}
 - **Model**: {_model(manifest, recipe)}, engine {markdown_text(manifest.engine)}, logo-align {manifest.logo_align}, seed {recipe.seed}.{_of_chat(manifest, recipe)}
 
-Preferred responses end by themselves {stats.preferred_ended:.0%} of the time, dis-preferred ones {stats.dispreferred_ended:.0%}: a gap
-here teaches the model to end its answers, whatever they say.
+{_endings(stats)}
 
 {_statistics(stats)}
 
@@ -263,6 +262,25 @@ def _solve(recipe: BuildRecipe, stats: Stats) -> str:
         f"\n- **Questions** that the model answers right {least} to {most} times of {stats.solve.tries} from the whole context were "
         f"asked; questions by the number of right answers: {counts}."
     )
+
+
+def _row(stats: Stats) -> str:
+    others = f"{stats.dispreferred_per_sample} dis-preferred ones (LOGO, arXiv 2410.18533, section 3)"
+    return f"A row is one prompt with a preferred response and {others if stats.dispreferred_tokens else 'no other'}."
+
+
+def _patterns(stats: Stats) -> str:
+    if not stats.dispreferred_tokens:
+        return ""
+    return f"- **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.\n"
+
+
+def _endings(stats: Stats) -> str:
+    text = f"Preferred responses end by themselves {stats.preferred_ended:.0%} of the time"
+    if stats.dispreferred_ended is None:
+        return f"{text}."
+    gap = "a gap\nhere teaches the model to end its answers, whatever they say."
+    return f"{text}, dis-preferred ones {stats.dispreferred_ended:.0%}: {gap}"
 
 
 def _describe_judge(judge: JudgeSettings) -> str:

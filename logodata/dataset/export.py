@@ -29,7 +29,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import check_apart, check_place, make_folder_of, read_json, replacing, write_json
 from logodata.common.json_files import strict_dumps
 from logodata.contract import PreferenceSample, Response
-from logodata.dataset.samples import iterate_samples, read_build_manifest, read_manifest
+from logodata.dataset.samples import check_pairs, iterate_samples, read_build_manifest, read_manifest
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.prompts import ANSWER_TEMPLATES, CHUNK_SEPARATOR, PromptFormat
@@ -86,6 +86,7 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
     def rows() -> Iterator[_Row]:
         for sample in iterate_samples(data):
             counts["samples"] += 1
+            check_pairs([sample], str(data), mend="give --format text, or build without generation.rejected=none")
             prompt, token_ids = render(tokenizer, sample)
             if _forges(tokenizer, sample, token_ids):
                 counts["forged"] += 1

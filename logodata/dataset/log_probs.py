@@ -25,10 +25,10 @@ from logodata.common.records import Record
 from logodata.common.resampling import mean_interval
 from logodata.contract import ImportManifest, PreferenceSample
 from logodata.dataset.files import read_recipe
-from logodata.dataset.samples import iterate_samples, read_manifest
+from logodata.dataset.samples import check_pairs, iterate_samples, read_manifest
 from logodata.engines.batching_trial import find_batching
 from logodata.engines.settings import EngineSettings, asked_fingerprint
-from logodata.models.loading import DType, load_config, load_model, load_tokenizer
+from logodata.models.loading import DType, device_named, dtype_for, load_config, load_model, load_tokenizer
 from logodata.models.logprobs import text_logprobs, token_logprobs
 from logodata.models.rope import reset_rope
 from logodata.models.text_config import config_window
@@ -168,13 +168,13 @@ def measure(
     samples = heapq.nsmallest(num_samples, iterate_samples(folder), key=lambda sample: text_digest(sample.id))
     if not samples:
         raise UserError("holds no samples", where=str(folder), mend="see its rejected.jsonl for the reasons")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_pairs(samples, str(folder), mend="build without generation.rejected=none")
+    device = device_named(device)
     references = _bare_references(samples, name, config_window(config))
     if dtype is None:
-        of_build = "float32" if isinstance(manifest, ImportManifest) else read_recipe(folder).engine.dtype
-        dtype = "float32" if device == "cpu" else of_build
-        if dtype != of_build:
+        of_build = "auto" if isinstance(manifest, ImportManifest) else read_recipe(folder).engine.dtype
+        dtype = dtype_for(device) if device == "cpu" or of_build == "auto" else of_build
+        if of_build not in ("auto", dtype):
             note(f"dtype: float32, on a CPU; the build's was {of_build} (--dtype {of_build} asks for it)")
     loaded = load_model(name, adapter=adapter, config=config, dtype=dtype, device=device)
     scored, size = [], vocabulary_size(config)

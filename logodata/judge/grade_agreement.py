@@ -40,8 +40,8 @@ class GradeCounts:
         kept = {row.role: row for row in rows if row.kept}
         for role, row in kept.items():
             self._kept[role].append(_grade(row.grades))
-        if kept and outcome.sample:
-            sample = outcome.sample
+        sample = outcome.sample
+        if kept and sample and sample.rejected:
             self._longer.append(len(sample.chosen.token_ids) > len(sample.rejected[0].token_ids))
         if any(row.second_grades for row in rows):
             self._graded_again += 1

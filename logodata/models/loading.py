@@ -194,6 +194,29 @@ def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = F
     return config
 
 
+def device_named(name: str) -> str:
+    """Return the device that a setting names; ``auto`` is CUDA if there is one."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@cache
+def dtype_for(device: str) -> DType:
+    """Return the dtype that suits a device: bfloat16 on a GPU that computes in it, else float32. A note says so where
+    it is not float32."""
+    import torch
+
+    from logodata.common.console import note
+
+    if not device.startswith("cuda") or not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "float32"
+    note("dtype: bfloat16, as suits this GPU (engine.dtype=float32, or --dtype, asks for the other)")
+    return "bfloat16"
+
+
 def _emulated(dtype: DType | None) -> bool:
     """Return whether the CPU has no instructions to multiply matrices in a half precision (on x86: AMX)."""
     import torch

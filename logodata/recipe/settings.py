@@ -21,7 +21,7 @@ from logodata.sources import SourceSettings
 
 PreferredSource = Literal["model", "best_of_n", "guided", "reference", "best_versus_worst"]
 
-RejectedSource = Literal["contexts", "training", "critical_wrong"]
+RejectedSource = Literal["contexts", "training", "critical_wrong", "none"]
 
 
 class GenerationSettings(RecipeModel):
@@ -41,7 +41,8 @@ class GenerationSettings(RecipeModel):
     """The source of dis-preferred responses. ``contexts`` are the model's greedy answers from irrelevant chunks and
     from each of ``contexts.mixed_ratios`` (paper). ``training`` is its greedy answer from the training context
     (LongPO). ``critical_wrong`` is the first wrong one of the candidates of ``best_of_n``, which saw the critical
-    chunks (SoLoPO). The last two give one response; ``best_versus_worst`` takes its own."""
+    chunks (SoLoPO). These two give one response; ``best_versus_worst`` takes its own. ``none`` writes no dis-preferred
+    response: samples are right answers for instruct tuning, or questions that ``logoeval qa`` asks."""
     rejected_by: Literal["adapted", "base"] = "adapted"
     """The model that writes the dis-preferred responses: that of the preferred ones, or ``base``, the model without the
     adapter. In rounds of training the two kinds of responses then grow apart (arXiv 2508.06026). Without an adapter
@@ -75,6 +76,8 @@ class GenerationSettings(RecipeModel):
             raise ValueError(f"rejected={self.rejected!r} has no meaning for preferred='best_versus_worst'")
         if self.rejected_by == "base" and (self.rejected == "critical_wrong" or self.grades_answers):
             raise ValueError("rejected_by='base': the dis-preferred response is one of the same answers")
+        if self.rejected_by == "base" and self.rejected == "none":
+            raise ValueError("rejected_by='base' has no meaning for rejected='none': leave it out")
         return self
 
     @property
@@ -203,6 +206,18 @@ class BuildRecipe(AdaptedModelSettings):
         return not graded or self.solve is not None or self.evaluator.query == "question_and_answer"
 
 
+QUESTIONS_ONLY = (
+    "generation.preferred=reference",
+    "generation.num_candidates=1",
+    "generation.rejected=none",
+    "generation.rejected_by=adapted",
+    "solve=null",
+    "judge.enabled=false",
+    "judge.model=null",
+    "judge.grades=null",
+)
+"""Overrides under which a build generates nothing and keeps every question that has a context and a reference."""
+
 _OF_EMBEDDED_DOCUMENTS = (
     "source.max_documents=null",
     "source.max_questions_per_document=null",
@@ -220,18 +235,21 @@ def load_build_recipe(
     overrides: Sequence[str],
     *,
     adapter: str | None = None,
+    questions_only: bool = False,
 ) -> BuildRecipe:
     """Read the recipe of a build. ``overrides`` (``key=value``) hold over everything else.
 
     Args:
         source: Documents, or a recipe that names its documents: a YAML file, or the name of a shipped one.
         file: A recipe for the documents of ``source``. Without ``source`` it names its documents.
+        questions_only: Whether :data:`QUESTIONS_ONLY` hold over the recipe.
 
     Raises:
         UserError: There are no documents, no model or two recipes; or see
             :func:`logodata.common.recipes.reading.load_recipe`.
     """
-    overrides = [*as_overrides({"model": model or None, "adapter": adapter}), *overrides]
+    chosen = QUESTIONS_ONLY if questions_only else ()
+    overrides = [*as_overrides({"model": model or None, "adapter": adapter}), *chosen, *overrides]
     if source is None and file is None:
         raise UserError("no source given", mend="give a recipe.yaml or a file documents.jsonl")
     if source is None or _names_recipe(source):

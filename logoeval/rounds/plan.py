@@ -14,6 +14,7 @@ from logodata.dataset.samples import read_manifest
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings, source_fingerprint
 from logoeval.recipe.settings import EvalRecipe, load_eval_recipe
+from logoeval.tasks.table import find_task
 from logotrain.recipe.settings import TrainRecipe
 
 SECTIONS = {"build": "logodata", "train": "logotrain", "eval": "logoeval"}
@@ -234,3 +235,6 @@ def check_recipe(rounds: Rounds) -> None:
         if engine.kind != "transformers" and train.lora.train_embeddings is not False:
             mend = "set train.lora.train_embeddings=false, or use transformers"
             raise UserError("vLLM applies no adapter that trains the embedding", where=where, mend=mend)
+    for task in measured.tasks:
+        if task != "pairs" or not rounds.builds_held_out:  # else their data are yet to be built
+            list(find_task(task).evaluator.inputs(measured.section(task)))

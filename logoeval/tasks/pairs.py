@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from logodata.common.console import progress
 from logodata.common.finite import check_responses
 from logodata.contract import PreferenceSample
+from logodata.dataset.samples import check_pairs
 from logodata.engines.settings import EngineSettings
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logoeval.records import Metric, Outcome, SampleRow, sample_hash
@@ -94,6 +95,7 @@ def mean_logprobs(model: LogprobModel, sample: PreferenceSample, window: int) ->
 def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome:
     """Score all pairs and answer their prompts; a row is a sample."""
     samples = qa.load_samples(settings, session, "pairs")
+    check_pairs(samples, str(settings.data), mend="these are questions to ask: logoeval qa")
     answers = qa.answer(samples, settings, session, predictions / "pairs.jsonl", label="pairs: answers")
     scored = _score(samples, session, predictions / "pairs_logprobs.jsonl")
     rows = [_row(*columns) for columns in zip(samples, scored, answers, strict=True)]

@@ -1,8 +1,8 @@
 """Question answering: the model's own greedy answers to all questions of held-out documents.
 
 The prompts are those of a build's training contexts: all chunks that a question needs among others. Give a build with
-``judge.enabled=false``, which keeps every question: one whose pairs were judged holds only questions that the model it
-was built with answered right in one way and wrong in another.
+``--questions-only``, which keeps every question: one whose pairs were judged holds only questions that the model it was
+built with answered right in one way and wrong in another.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HeldOutSettings(RecipeModel):
 
 
 class QaSettings(HeldOutSettings):
-    """The model's own answers to the questions of held-out documents. Build their folder with ``judge.enabled=false``,
+    """The model's own answers to the questions of held-out documents. Build their folder with ``--questions-only``,
     which keeps all questions."""
 
 

@@ -90,5 +90,5 @@ def warn_of_equal_responses(samples: Sequence[PreferenceSample]) -> None:
     if equal:
         note(
             f"warning: {len(equal)} of {len(samples)} samples, the first is {equal[0]}, have a dis-preferred response "
-            "equal to the preferred one: there is no preference to learn; build with judge.enabled=true"
+            "equal to the preferred one: there is no preference to learn; build or import the data again"
         )

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import ImportManifest, Manifest, PreferenceSample
-from logodata.dataset.samples import iterate_samples, read_manifest
+from logodata.dataset.samples import check_pairs, iterate_samples, read_manifest
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.models.text_config import config_window
@@ -114,6 +114,8 @@ def _checked_samples(
         warn_of_other_writer(recipe, manifest, path)
     if not samples:
         raise UserError("holds no samples", where=where, mend="see its rejected.jsonl for the reasons")
+    if recipe.objective.uses_rejected:
+        check_pairs(samples, where, mend="build without generation.rejected=none, or set objective.name=sft")
     if recipe.data.rejected_strategies is not None:
         samples = [with_strategies(sample, recipe.data.rejected_strategies, where) for sample in samples]
     if recipe.data.num_rejected is not None:

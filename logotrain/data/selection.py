@@ -21,7 +21,7 @@ def with_strategies(sample: PreferenceSample, wanted: Collection[str], where: st
         raise UserError(
             f"sample {sample.id} has no dis-preferred response {missing[0]!r}, data.rejected_strategies asks for it",
             where=where,
-            mend=f"it has {', '.join(there)}",
+            mend=f"it has {', '.join(there) or 'none'}",
         )
     return sample.model_copy(update={"rejected": [found for found in sample.rejected if found.strategy in wanted]})
 

@@ -377,8 +377,9 @@ class TrainRecipe(RecipeModel):
     """Compile each layer with torch.compile. Rows are then padded to multiples of 512 tokens, so few shapes occur."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of the frozen weights and the activations. Trained weights and optimizer state are always float32. Without
-    this setting a run on a CPU takes float32, because a step in bfloat16 takes minutes there."""
+    """Dtype of the frozen weights and the activations. Trained weights are always float32, and so is the optimizer's
+    state unless ``optimizer.name`` says 8 bits. Without this setting a run on a CPU takes float32, because a step in
+    bfloat16 takes minutes there."""
 
     parallel: ParallelSettings = ParallelSettings()
     """How several processes share the work."""

@@ -365,6 +365,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
         (["train.epohcs=2"], "unknown key 'epohcs'"),
         (["epochs=2"], "names no section"),
         (["eval.niah.lenghts=[512]"], "lenghts"),
+        (["eval.ppl.text=nowhere"], "nowhere: "),
         (["build.chunking.chunk_tokens=0"], "chunk_tokens"),
         (["train.tuning=full"], "leaves no adapter"),
         (["eval.engine.kind=vllm"], "train.lora.train_embeddings=false"),

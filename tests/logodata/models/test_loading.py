@@ -24,13 +24,13 @@ from transformers import (
 import logodata.models.loading
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, Sampling
-from logodata.engines.settings import EngineSettings, open_engine
+from logodata.engines.settings import EngineSettings, open_engine, weights_dtype
 from logodata.engines.transformers_engine import TransformersEngine
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.models.adapters import check_adapter, write_base_config
 from logodata.models.facts import limited_attention, model_fingerprint, model_window
 from logodata.models.known_shapes import known_shapes
-from logodata.models.loading import load_config, load_model, load_tokenizer, trained_rope
+from logodata.models.loading import dtype_for, load_config, load_model, load_tokenizer, trained_rope
 from logodata.models.text_config import config_window, text_config
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.session import Session, rope_and_window
@@ -319,3 +319,33 @@ def test_a_table_entry_cannot_be_changed_through_a_config() -> None:
 def test_a_folder_is_read_even_for_shapes(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert load_config(str(tiny_model_dir), shapes_only=True).hidden_size == 64
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "narrow", "dtype"),
+    [
+        ("auto", False, True, "float32"),
+        ("auto", True, True, "bfloat16"),
+        ("cuda:1", True, True, "bfloat16"),
+        ("auto", True, False, "float32"),  # a card from before 2020 only emulates bfloat16
+        ("cpu", True, True, "float32"),
+    ],
+)
+def test_an_engine_takes_the_dtype_that_suits_its_device(
+    device: str,
+    gpu: bool,
+    narrow: bool,
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: narrow or including_emulation)
+    dtype_for.cache_clear()
+    try:
+        assert weights_dtype(EngineSettings(device=device)) == dtype
+        assert weights_dtype(EngineSettings(device=device)) == dtype
+        assert weights_dtype(EngineSettings(device=device, dtype="float16")) == "float16"
+    finally:
+        dtype_for.cache_clear()
+    assert capsys.readouterr().err.count("dtype: bfloat16") == (dtype == "bfloat16")
