@@ -248,6 +248,18 @@ def test_user_errors_are_one_line(
     assert error.count("\n") == 1
 
 
+def test_another_machine_takes_a_result_as_it_is_and_goes_on_with_no_other_dtype(
+    recipe: EvalRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = evaluate(recipe, ["ppl"], tmp_path)
+    assert before.tasks["ppl"].settings["dtype"] == "float32"
+    monkeypatch.setattr("logoeval.run.weights_dtype", lambda engine: "bfloat16")  # as on a GPU
+    assert comparable(evaluate(recipe, ["ppl"], tmp_path)) == comparable(before)
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(UserError, match="dtype='float32', now it is 'bfloat16'"):
+        evaluate(recipe, ["ppl"], tmp_path)
+
+
 def test_a_finished_run_loads_no_torch(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", tiny_model_dir)
     arguments = ["ppl", "--recipe", str(recipe), "-o", str(tmp_path / "out")]
