@@ -46,7 +46,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """What one process holds in its second step, when the optimizer has its state. In bytes.
+    """What one process holds in a step, when the optimizer has its state. In bytes.
 
     Attributes:
         states: weights and optimizer state.
@@ -60,7 +60,7 @@ class Simulated:
 
 
 def simulate_step(config: PreTrainedConfig, step: StepPlan) -> Simulated:
-    """Run the step twice with as many equal rows as it has, and count the second time.
+    """Run a step with as many equal rows as it has, once the optimizer has its state, and count.
 
     Args:
         config: of the model.
@@ -89,7 +89,7 @@ def simulate_step(config: PreTrainedConfig, step: StepPlan) -> Simulated:
         optimizer = AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
         with use_shared_prefix(model.causal_lm, backend):
             states = kept = 0
-            for rows in (1, num_rows):  # the first step only makes the optimizer's state
+            for rows in _steps(optimizer, num_rows, sharded=shards is not None):
                 states, kept, count.peak = count.now, 0, count.now
                 for number in range(rows):
                     if shards is not None:
@@ -111,6 +111,22 @@ def simulate_step(config: PreTrainedConfig, step: StepPlan) -> Simulated:
                 optimizer.step()
                 optimizer.zero_grad()
         return Simulated(states, kept, count.peak)
+
+
+def _steps(optimizer: AdamW, num_rows: int, *, sharded: bool) -> Iterator[int]:
+    """Yield the number of rows of each step to run. The last one has ``num_rows``, and finds the optimizer's state.
+
+    FSDP2 makes gradients itself, so a whole step of one row makes the state of sharded weights.
+    """
+    if sharded:
+        yield 1
+    else:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        optimizer.zero_grad()
+    yield num_rows
 
 
 class _Count(TorchDispatchMode):

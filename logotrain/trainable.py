@@ -83,12 +83,15 @@ _known: dict[str, Traits] = {}
 def _find_traits(config: PreTrainedConfig) -> Traits:
     where = config_name(config)
     with own_random_state(), torch.no_grad():
-        model = small_model(config, where, lambda copy: _own_logprobs(copy, _probe_row(VOCABULARY)))
+        row, found = _probe_row(VOCABULARY), list[Tensor]()
+        model = small_model(config, where, lambda copy: found.append(_own_logprobs(copy, row)))
         if isinstance(model, str):
             return Traits(f"no small copy of it could be tried ({model})", separate="sdpa", tried=False)
-        takes_gaps = _takes_gaps(model)
-        row = _probe_row(VOCABULARY, gap=_GAP if takes_gaps else 0)
-        truth = _own_logprobs(model, row)
+        truth, plain = found[-1], _probe_row(VOCABULARY, gap=0)
+        without = _own_logprobs(model, plain)
+        takes_gaps = _takes_gaps(row, truth, without)
+        if not takes_gaps:
+            row, truth = plain, without
         _check_function(model, row, truth, where)
         scorer = LogprobModel(model)
         obstacle, features = _try_sharing(scorer, row, truth)
@@ -100,10 +103,9 @@ def _find_traits(config: PreTrainedConfig) -> Traits:
     return Traits(obstacle, features, separate, takes_gaps)
 
 
-def _takes_gaps(model: PreTrainedModel) -> bool:
-    with_gaps, without = (_probe_row(VOCABULARY, gap=gap).to(next(model.parameters()).device) for gap in (_GAP, 0))
-    values = _own_logprobs(model, with_gaps)
-    return _is_causal(with_gaps, values) and not _equal(values, _own_logprobs(model, without))
+def _takes_gaps(row: Row, values: Tensor, without: Tensor) -> bool:
+    """Return whether the log-probabilities of a row with gaps are those of positions, and not of those without gaps."""
+    return _is_causal(row, values) and not _equal(values, without)
 
 
 def _is_causal(row: Row, values: Tensor) -> bool:
@@ -207,9 +209,10 @@ def check_untried(model: LogprobModel, name: str, *, gaps: bool) -> None:
     row = _probe_row(text_config(causal_lm.config).vocab_size, gap=0).to(next(model.parameters()).device)
     with torch.no_grad(), attention_of(causal_lm, model.plain_attention), _explained(causal_lm, name):
         own, found = _own_logprobs(causal_lm, row), model(row)
-        takes_gaps = not gaps or _takes_gaps(causal_lm)
+        apart = _probe_row(text_config(causal_lm.config).vocab_size).to(row.input_ids.device)
+        with_gaps = _own_logprobs(causal_lm, apart) if gaps else None
     _check_causal(causal_lm, row, own, name)
-    if not takes_gaps:
+    if with_gaps is not None and not _takes_gaps(apart, with_gaps, own):
         raise _no_gaps(name)
     if (found - own).abs().max() > _LOADED_TOLERANCE:
         raise _other_head(causal_lm, name)

@@ -104,10 +104,21 @@ def _write_measurements(folder: Path, level: float, seed: int, *, needles: bool)
     write_results(folder, Results.model_validate({"tasks": tasks}))
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: object) -> dict[str, Path]:
+    """Folders as all commands of a study leave them, by scale."""
+    root = tmp_path_factory.mktemp("studies")
+    return {scale.name: made(scale, root / scale.name, tiny_tokenizer).folder for scale in (CPU, LARGE)}
+
+
 @pytest.fixture
-def study(tmp_path: Path, tiny_tokenizer: object) -> Study:
-    """A folder as all commands of a study leave it."""
-    return made(CPU, tmp_path / "evidence", tiny_tokenizer)
+def study(tmp_path: Path, finished: dict[str, Path]) -> Study:
+    return Study(CPU, shutil.copytree(finished["cpu"], tmp_path / "evidence"))
+
+
+@pytest.fixture
+def large(tmp_path: Path, finished: dict[str, Path]) -> Study:
+    return Study(LARGE, shutil.copytree(finished["large"], tmp_path / "evidence"))
 
 
 def made(scale: Scale, folder: Path, tiny_tokenizer: object) -> Study:
@@ -149,16 +160,15 @@ def test_rates_are_the_best_on_validation_and_of_equal_ones_the_lowest(study: St
     assert rates == {"sft-full": 5e-4, SFT: 2e-4, "simpo": 5e-4, LOGO: 5e-4}
 
 
-def test_a_rate_at_which_the_model_collapsed_is_not_chosen(tmp_path: Path, tiny_tokenizer: object) -> None:
-    study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
-    shutil.rmtree(study.validated(LARGE.row(LOGO), 5e-4))  # the best one in `made`
-    assert LOGO not in chosen_rates(study)
-    lost = [study.run(LARGE.row(LOGO), 0, 5e-4), study.run(LARGE.row("solopo"), 2, 5e-4)]
-    collapsed = [run.relative_to(study.folder).as_posix() for run in lost]
-    rates = chosen_rates(study, collapsed)
+def test_a_rate_at_which_the_model_collapsed_is_not_chosen(large: Study) -> None:
+    shutil.rmtree(large.validated(LARGE.row(LOGO), 5e-4))  # the best one in `made`
+    assert LOGO not in chosen_rates(large)
+    lost = [large.run(LARGE.row(LOGO), 0, 5e-4), large.run(LARGE.row("solopo"), 2, 5e-4)]
+    collapsed = [run.relative_to(large.folder).as_posix() for run in lost]
+    rates = chosen_rates(large, collapsed)
     assert rates[LOGO] == 1.25e-4
-    shutil.rmtree(study.measured(LARGE.row("solopo"), 2))
-    outcomes = Outcomes(study, rates, collapsed)
+    shutil.rmtree(large.measured(LARGE.row("solopo"), 2))
+    outcomes = Outcomes(large, rates, collapsed)
     assert "| + LOGO (M=2, λ=0.1) | **40.0** | collapsed | 40.0 |" in rates_table(outcomes).markdown()
     assert outcomes.missing == []
     assert outcomes.collapsed_seeds(LARGE.row("solopo")) == (2,)
@@ -323,12 +333,9 @@ def test_the_report_is_the_same_from_the_same_measurements(study: Study, tmp_pat
     assert len(first) == 9
 
 
-def test_a_scale_without_settings_and_fresh_questions_has_a_report_of_its_rows(
-    tmp_path: Path, tiny_tokenizer: object
-) -> None:
-    study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
-    rates, folder = chosen_rates(study), tmp_path / "report"
-    write_report(study, rates, Journal(study.folder), folder)
+def test_a_scale_without_settings_and_fresh_questions_has_a_report_of_its_rows(large: Study, tmp_path: Path) -> None:
+    rates, folder = chosen_rates(large), tmp_path / "report"
+    write_report(large, rates, Journal(large.folder), folder)
     page = (folder / "README.md").read_text(encoding="utf-8")
     for one in LARGE.rows:
         assert one.label in page
@@ -338,28 +345,27 @@ def test_a_scale_without_settings_and_fresh_questions_has_a_report_of_its_rows(
     assert "fresh questions?" not in page
     assert (folder / "figures-large" / "training.png").exists()
     for name in LARGE.curves:
-        assert f"--checkpoints {study.run(LARGE.row(name), 0, rates[name]) / 'checkpoints'}" in page
+        assert f"--checkpoints {large.run(LARGE.row(name), 0, rates[name]) / 'checkpoints'}" in page
     record = json.loads((folder / "results-large.json").read_text(encoding="utf-8"))
     assert record["rows"]["ours"]["seeds"] == [0, 1, 2]
     assert "Not finished" not in page
 
 
-def test_a_report_is_made_again_from_the_measurements_beside_it(tmp_path: Path, tiny_tokenizer: object) -> None:
+def test_a_report_is_made_again_from_the_measurements_beside_it(large: Study, tmp_path: Path) -> None:
     """They hold no text of the corpus. It comes from the user's copy."""
     corpus = write_fairytaleqa(tmp_path / "corpus", 240)
-    study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
-    prepare(study, corpus)
-    documents = [json.loads(line) for line in study.documents("heldout").read_text().splitlines()]
+    prepare(large, corpus)
+    documents = [json.loads(line) for line in large.documents("heldout").read_text().splitlines()]
     asked = [question for document in documents for question in document["questions"]]
-    for path in (*study.folder.glob("*/*/results.json"), *study.folder.glob("*/*/predictions/qa.jsonl")):
+    for path in (*large.folder.glob("*/*/results.json"), *large.folder.glob("*/*/predictions/qa.jsonl")):
         path.write_text(re.sub(r'"q(\d+)"', lambda found: f'"{asked[int(found[1])]["id"]}"', path.read_text()))
-    for path in study.folder.glob("*/*/predictions/qa.jsonl"):
+    for path in large.folder.glob("*/*/predictions/qa.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         rows = [
             {**row, **{key: one[key] for key in ("question", "answers")}} for row, one in zip(rows, asked, strict=False)
         ]
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    write_report(study, chosen_rates(study), Journal(study.folder), tmp_path / "report")
+    write_report(large, chosen_rates(large), Journal(large.folder), tmp_path / "report")
 
     kept = tmp_path / "report" / "measurements-large.tar.xz"
     with tarfile.open(kept) as archive:
@@ -380,17 +386,16 @@ def test_a_report_is_made_again_from_the_measurements_beside_it(tmp_path: Path, 
     assert main(arguments) == 2
 
 
-def test_a_report_of_what_is_measured_so_far_names_the_rest(tmp_path: Path, tiny_tokenizer: object) -> None:
-    study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
+def test_a_report_of_what_is_measured_so_far_names_the_rest(large: Study, tmp_path: Path) -> None:
     missing = {SFT: (1,), "dpo": (0, 1, 2), LOGO: (2,), "ours": (0, 1, 2)}
     for name, seeds in missing.items():
         for seed in seeds:
-            shutil.rmtree(study.measured(LARGE.row(name), seed))
-    shutil.rmtree(study.validated(LARGE.row("solopo"), LARGE.rates[0]))
-    shutil.rmtree(study.curve(SFT))
-    shutil.rmtree(study.data("train-kinds"))
+            shutil.rmtree(large.measured(LARGE.row(name), seed))
+    shutil.rmtree(large.validated(LARGE.row("solopo"), LARGE.rates[0]))
+    shutil.rmtree(large.curve(SFT))
+    shutil.rmtree(large.data("train-kinds"))
     folder = tmp_path / "report"
-    arguments = ["large", "--output", str(study.folder), "--so-far", "--report", str(folder)]
+    arguments = ["large", "--output", str(large.folder), "--so-far", "--report", str(folder)]
     assert main(arguments) == 0
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "**Not finished.**" in page
@@ -402,5 +407,5 @@ def test_a_report_of_what_is_measured_so_far_names_the_rest(tmp_path: Path, tiny
     assert record["rows"][LOGO]["seeds"] == [0, 1]
     assert record["rows"][SFT]["seeds"] == [0, 2]
     assert "solopo" not in record["rates"]["chosen"]
-    shutil.rmtree(study.measured(LARGE.row(BASE), 0))
+    shutil.rmtree(large.measured(LARGE.row(BASE), 0))
     assert main(arguments) == 2

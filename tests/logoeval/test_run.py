@@ -253,7 +253,7 @@ def test_another_machine_takes_a_result_as_it_is_and_goes_on_with_no_other_dtype
 ) -> None:
     before = evaluate(recipe, ["ppl"], tmp_path)
     assert before.tasks["ppl"].settings["dtype"] == "float32"
-    monkeypatch.setattr("logoeval.run.weights_dtype", lambda engine: "bfloat16")  # as on a GPU
+    monkeypatch.setattr("logoeval.run.weights_dtype", lambda _: "bfloat16")  # as on a GPU
     assert comparable(evaluate(recipe, ["ppl"], tmp_path)) == comparable(before)
     (tmp_path / "results.json").unlink()
     with pytest.raises(UserError, match="dtype='float32', now it is 'bfloat16'"):
