@@ -119,7 +119,7 @@ def test_a_base_rate_measured_otherwise_is_not_compared_with(
     ):
         with pytest.raises(UserError, match=message):
             run(make_recipe(collapse=other, **sync), out)
-    run(make_recipe(**sync), out)
+    run(make_recipe(collapse={}, **sync), out)
 
 
 def test_objectives_without_a_margin_train_too(make_recipe: Recipes, tmp_path: Path) -> None:
