@@ -527,16 +527,15 @@ def contexts(data: bytes, folder: Path) -> None:
     """Contexts of any scores have N chunks in order, each critical one in the training context."""
     draw = Draw(data)
     n = draw.number(2, 8)
-    scores = np.array(
-        [draw.choice((0.0, 1.0, 6.0, 6.5, 7.0, -1.0, float("inf"))) for _ in range(draw.number(0, 30))],
-        dtype=np.float64,
-    )
-    ratios = tuple({draw.number(1, 99) / 100: None for _ in range(draw.number(0, 3))})  # two alike are refused
+    # Bytes give only a seed of the scores: a byte for each leaves most examples none for the ratios.
+    rng = np.random.default_rng(draw.byte())
+    scores = rng.choice((0.0, 1.0, 6.0, 6.5, 7.0, -1.0, float("inf")), draw.number(0, 30))
+    ratios = tuple({(100 - draw.number(1, 99)) / 100: None for _ in range(draw.number(0, 3))})  # two alike are refused
     rule: dict[str, Any] = {"critical_threshold": draw.choice((0.0, 6.0))}
     if draw.number(0, 1):
         rule = {"critical_threshold": None, "critical_top": draw.number(1, n)}
     settings = ContextSettings(num_chunks=n, mixed_ratios=ratios, **rule)
-    found = draw_contexts(scores, settings, np.random.default_rng(draw.byte()))
+    found = draw_contexts(scores, settings, rng)
     if isinstance(found, str):
         return
     critical = set(found.critical)

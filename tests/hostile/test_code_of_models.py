@@ -139,12 +139,18 @@ def test_a_damaged_tokenizer_is_one_line(folder: Path, content: bytes) -> None:
 def test_a_damaged_adapter_is_one_line(folder: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    for config in (b"{", b"[]", b'"r"', b'{"peft_type": "own.Own"}', b'{"peft_type": "LORA", "r": "x"}'):
+    for config, said in [
+        (b"{", r"adapter_config\.json: not valid JSON"),
+        (b"[]", "not an adapter's config"),
+        (b'"r"', "not an adapter's config"),
+        (b'{"peft_type": "own.Own"}', r"cannot load the adapter: KeyError 'own\.Own'"),
+        (b'{"peft_type": "LORA", "r": "x"}', r"adapter_model\.safetensors: cannot read"),
+    ]:
         (adapter / "adapter_config.json").write_bytes(config)
         (adapter / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
         for refuse in (
             lambda: check_adapter_fits(str(folder), adapter),
             lambda: load_model(str(folder), adapter=adapter),
         ):
-            with pytest.raises(UserError):
+            with pytest.raises(UserError, match=said):
                 refuse()

@@ -121,11 +121,20 @@ def test_a_recipe_without_end(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("value", [b"[" * 200_000, b'{"a":' * 200_000, b'{"id": "\\ud83d"}', b"\xff{}", b"1" * 5000])
-def test_json_that_breaks_parsers(tmp_path: Path, reader: str, value: bytes) -> None:
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (b"[" * 200_000, "nested too deeply|recursion depth"),
+        (b'{"a":' * 200_000, "nested too deeply|recursion depth"),
+        (b'{"context": "\\ud83d", "questions": [{"question": "Q", "answer": "A"}]}', "unpaired surrogate"),
+        (b"\xff{}", "not UTF-8: byte 0"),
+        (b"1" * 5000, "Exceeds the limit"),
+    ],
+)
+def test_json_that_breaks_parsers(tmp_path: Path, reader: str, value: bytes, fault: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(value + b"\n")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=rf"\.jsonl(:1)?: .*({'damaged record' if reader == 'log' else fault})"):
         READERS[reader](path)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -41,9 +43,35 @@ def test_top_rule_and_ties() -> None:
 
 
 def test_more_critical_chunks_than_room_keeps_the_best() -> None:
-    contexts = draw(ContextSettings(num_chunks=2, critical_threshold=6.0))
-    assert contexts.critical == (3, 8)
-    assert contexts.training == (3, 8)
+    for seed in range(20):
+        contexts = draw(ContextSettings(num_chunks=2, critical_threshold=6.0), seed)
+        assert contexts.critical == (3, 8)
+        assert contexts.training == (3, 8)
+        assert 5 not in contexts.irrelevant, "a chunk above the threshold is not irrelevant, though there is no room"
+
+
+def test_a_chunk_at_the_threshold_is_irrelevant() -> None:
+    contexts = draw(ContextSettings(num_chunks=2, critical_threshold=6.0), scores=np.array([7.0, 6.0, 0.0]))
+    assert (contexts.critical, contexts.irrelevant) == ((0,), (1, 2))
+
+
+def test_of_several_critical_chunks_a_mixed_context_lacks_one_at_least() -> None:
+    contexts = draw(ContextSettings(num_chunks=5, critical_top=2, mixed_ratios=(0.99,)))
+    assert len({3, 8} & set(contexts.mixed[0])) == 1
+
+
+def test_a_mixed_context_keeps_critical_chunks_by_chance() -> None:
+    settings = ContextSettings(num_chunks=5, critical_threshold=6.0, mixed_ratios=(0.34,))
+    kept = [{3, 5, 8} & set(draw(settings, seed).mixed[0]) for seed in range(30)]
+    assert {tuple(chunks) for chunks in kept} == {(3,), (5,), (8,)}
+
+
+def test_where_contexts_are_not_compared_irrelevant_chunks_only_fill_up() -> None:
+    settings, rng = ContextSettings(num_chunks=3, critical_top=2), np.random.default_rng(0)
+    scores = np.array([0.0, 9.0, 8.0])
+    assert draw_contexts(scores, settings, rng) == "too_few_irrelevant_chunks"
+    assert draw_contexts(scores, settings, rng, compared=False) == Contexts((1, 2), (), (), (0, 1, 2))
+    assert draw_contexts(scores[1:], settings, rng, compared=False) == "too_few_irrelevant_chunks"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +80,7 @@ def test_more_critical_chunks_than_room_keeps_the_best() -> None:
 )
 def test_reasons(scores: np.ndarray, reason: str) -> None:
     for settings in (
-        ContextSettings(num_chunks=4),
+        ContextSettings(num_chunks=4, critical_threshold=6.0),
         ContextSettings(num_chunks=4, critical_threshold=None, critical_top=2),
     ):
         assert draw_contexts(scores, settings, np.random.default_rng(0)) == reason
@@ -72,19 +100,19 @@ def test_the_seed_alone_decides() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "said"),
     [
-        {"critical_top": 3, "critical_threshold": 6.0},
-        {"critical_top": None},
-        {"num_chunks": 3},
-        {"critical_threshold": None, "critical_top": 9, "num_chunks": 4},
-        {"mixed_ratios": [1.0]},
-        {"mixed_ratios": [0.5, 0.25, 0.5]},
-        {"mixed_ratios": [0.3333333, 0.33333334]},
+        ({"critical_top": 3, "critical_threshold": 6.0}, "set exactly one of critical_threshold and critical_top"),
+        ({"critical_top": None}, "set exactly one of critical_threshold and critical_top"),
+        ({"num_chunks": 3}, "critical_top=4 exceeds num_chunks=3"),
+        ({"critical_threshold": None, "critical_top": 9, "num_chunks": 4}, "critical_top=9 exceeds num_chunks=4"),
+        ({"mixed_ratios": [1.0]}, "must lie between 0 and 1"),
+        ({"mixed_ratios": [0.5, 0.25, 0.5]}, "must differ, also when they are printed: 0.5, 0.25, 0.5"),
+        ({"mixed_ratios": [0.3333333, 0.33333334]}, "must differ, also when they are printed: 0.333333, 0.333333"),
     ],
 )
-def test_contradictory_settings_are_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
+def test_contradictory_settings_are_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(said)):
         ContextSettings.model_validate(fields)
 
 

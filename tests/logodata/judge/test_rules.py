@@ -42,6 +42,7 @@ def test_word_share(response: str, answers: list[str], share: float) -> None:
 def test_token_f1_by_hand() -> None:
     # "cat sat" against "cat sat down": 2 common of 2 and 3 words.
     assert token_f1("The cat sat!", ["a cat sat down"]) == pytest.approx(2 * 1.0 * (2 / 3) / (1 + 2 / 3))
+    assert token_f1("cat", ["dog", "cat", "dog"]) == 1.0, "the best reference"
     assert token_f1("dog", ["cat"]) == 0.0
     assert token_f1("anything", []) == 0.0
 
@@ -58,6 +59,8 @@ def test_token_f1_by_hand() -> None:
         (judged("It was hair of forty grey mares. " * 6, True), True, "preferred_repeats_itself"),
         (judged("The hair of forty grey mares.", True), True, "preferred_is_bare_reference"),
         (judged("The hair of forty grey mares.", True), False, None),
+        (judged("Plaited hair of forty grey mares.", True), True, "preferred_is_bare_reference"),
+        (judged("It was hair of forty grey mares.", True), True, None),  # two words are added
     ],
 )
 def test_preferred(candidate: Response, guided: bool, fault: str | None) -> None:
@@ -105,6 +108,9 @@ def test_repetition() -> None:
     assert repetition("one two three four five") == 0.0
     assert repetition("a b c a b c a b c") == pytest.approx(1 - 3 / 7)
     assert repetition("short") == 0.0
+    said = judged("It was hair of forty grey mares. It was hair.", True)  # 1 of 8 trigrams
+    for limit, fault in ((1 / 8, None), (0.12, "preferred_repeats_itself")):
+        assert preferred_fault(said, ROPE, ANSWERS, JudgeSettings(max_repetition=limit), guided=True) == fault
 
 
 @pytest.mark.parametrize(
@@ -134,6 +140,12 @@ def test_numbers(text: str, found: set[str]) -> None:
     assert {word.text for word in read(text) if word.kind == "number" and word.exact} == found
 
 
+def test_a_short_answer_is_right_from_the_share_of_words_on() -> None:
+    answers = ["a mule, an owl, a goat, a mare and a heron"]
+    for said, verdict in (("mule, owl and goat", "right"), ("mule and owl", "wrong")):
+        assert Measurer(JudgeSettings(right_at=0.6)).measure(said, answers).verdict == verdict
+
+
 def test_a_short_answer_with_another_number_is_half_right() -> None:
     answers = ["in March of the year 1912"]  # content words: march, year, 1912
     assert word_share("It sank in March of the year 1921.", answers) == pytest.approx(2 / 3)
@@ -143,6 +155,7 @@ def test_a_short_answer_with_another_number_is_half_right() -> None:
     assert Measurer(loose).measure("It sank in March of the year 1921.", answers).verdict == "right"
     assert Measurer(JudgeSettings()).measure("For 12 years.", ["twelve years", "twelve"]).number_share == 1.0
     assert number_share("Yes.", ["it was black", "364"]) is None, "not every reference holds a number"
+    assert number_share("In 1912.", ["1749", "1912", "1749"]) == 1.0, "the best reference"
 
 
 def test_containment() -> None:
@@ -173,6 +186,7 @@ def test_long_references_are_compared_by_similarity(
     measured = Measurer(JudgeSettings()).measure("word1 and word2", long)
     assert (measured.similarity, measured.verdict) == (cosine, verdict)
     assert Measurer(JudgeSettings()).measure("word1", [long[0], "word1"]).similarity is None, "one reference is short"
+    assert Measurer(JudgeSettings()).measure("word1", [long[0].removesuffix(" word20")]).similarity is None
     assert Measurer(JudgeSettings(measure="word_share")).measure("word1", long).similarity is None
     candidate = judged("word1 and word2", True, measured)
     assert (preferred_fault(candidate, ROPE, long, JudgeSettings(), guided=False) is None) == (verdict == "right")

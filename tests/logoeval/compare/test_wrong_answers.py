@@ -124,6 +124,7 @@ def test_one_answer(outcome: Outcome, response: str) -> None:
     ("response", "wrong_below", "outcome"),
     [
         ("forty silver spoons", 0.6, "right"),  # two words of three
+        ("forty silver spoons", 2 / 3, "right"),
         ("forty silver spoons", 0.7, "instruction_unfollowing"),
         ("forty silver spoons of Vell", 0.7, "hallucination"),
         ("bells", 0.6, "instruction_unfollowing"),

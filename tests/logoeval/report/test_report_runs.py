@@ -202,7 +202,8 @@ def test_longbench_e_has_tasks_and_lengths_and_no_paper_table(tmp_path: Path) ->
     comparison = compare(longbench_runs(tmp_path, rows=3, e=True))
     assert paper_table(comparison) is None
     page = render(comparison)
-    assert "Tasks by task" not in page
+    assert "Task by task: marks are means" in page
+    assert "tasks by category" not in page
     assert ">passage_count<" in page  # of the figure
     assert "39 of 3,668 rows: not the benchmark&#x27;s score" in page
     assert ">3 of 224<" in page

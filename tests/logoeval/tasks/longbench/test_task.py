@@ -82,6 +82,7 @@ def test_first_line_rule_and_best_answer() -> None:
     answers = ["Wrong one", "Kim is home."]
     assert best_score(TASKS["samsum"], "\n\nKim is home.\nDialogue: Kim", answers, None, "rapidfuzz")[0] > 0.99
     assert best_score(TASKS["qmsum"], "\n\nKim is home.\nDialogue: Kim", answers, None, "rapidfuzz")[0] < 0.99
+    assert best_score(TASKS["qasper"], "Kim", ["no", "Kim", "no"], None, "rapidfuzz") == (1.0, False)
     assert best_score(TASKS["qasper"], "", ["a"], None, "rapidfuzz") == (0.0, False)
 
 
