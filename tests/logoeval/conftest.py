@@ -153,7 +153,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             model_fingerprint="abc",
             adapter=changes.get("adapter"),
             adapter_fingerprint=changes.get("adapter"),
-            tokenizer_fingerprint="t",
+            tokenizer_fingerprint=changes.get("tokenizer", "t"),
             date="2026-11-23T00:00:00+00:00",
             seconds=1.0,
         )

@@ -47,6 +47,17 @@ def test_of_two_groups_it_is_welchs_interval() -> None:
     low, high = estimate_mean(values, names(50), groups=groups).interval or (0.0, 0.0)
     welch = stats.ttest_ind(narrow, -wide, equal_var=False).confidence_interval()  # of the sum of means
     assert (low, high) == pytest.approx((welch.low / 2, welch.high / 2), rel=0.05)
+    # Of a difference too, however far the samples themselves lie apart in the group whose differences are small.
+    before = np.array([-100.0, 100.0] * 20 + [0.0] * 10)
+    difference = estimate_difference(before, before + values, names(50), groups=groups)
+    assert difference.interval == pytest.approx((low, high))
+
+
+def test_groups_of_equal_size_are_drawn_independently() -> None:
+    values = stats.norm.ppf((np.arange(60) + 0.5) / 60)
+    low, high = estimate_mean(values, names(60)).interval or (0.0, 0.0)
+    both = estimate_mean([*values, *values], names(120), groups=[("a",)] * 60 + [("b",)] * 60)
+    assert both.interval == pytest.approx((low / np.sqrt(2), high / np.sqrt(2)), rel=0.05)
 
 
 def test_equal_differences_have_no_width() -> None:

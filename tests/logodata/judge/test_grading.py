@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,32 @@ from scipy.stats import spearmanr
 import logodata.build.responses
 import logodata.judge.asked_judge
 from logodata.cli import main
+from logodata.common.resampling import mean_interval
 from logodata.contexts.lexical import LexicalEvaluator
-from logodata.contract import GradedFact, Grades, Question, Response
+from logodata.contract import (
+    DecisionRow,
+    GradedFact,
+    Grades,
+    GradeStats,
+    Question,
+    QuestionOutcome,
+    Response,
+    Role,
+    Ungraded,
+)
 from logodata.dataset.files import read_stats
 from logodata.dataset.samples import read_samples
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.judge.grade_agreement import rank_correlation
+from logodata.judge.agreement import wilson_interval
+from logodata.judge.grade_agreement import GradeCounts, rank_correlation
 from logodata.judge.grader import Grader
 from logodata.judge.grades import best_and_worst, sides
 from logodata.judge.judged_response import Decision
 from logodata.judge.replies import parse_extract, parse_facts, parse_score, parse_support
 from logodata.judge.settings import GradeSettings, JudgeSettings
 from logodata.models.loading import load_tokenizer
+from tests.logodata.dataset.test_inspect import REJECTED
+from tests.logotrain.conftest import sample_of
 
 # The totals of a worked example: help, logic, supports of the facts, completeness.
 WORKED: dict[str, tuple[float, float, tuple[float, ...], float]] = {
@@ -416,14 +431,80 @@ def test_settings_that_do_not_go_together(
     assert said in capsys.readouterr().err
 
 
+def _grades(name: str, score: float | Ungraded, completeness: float | Ungraded = 1) -> Grades:
+    grade = None if isinstance(score, str) else score
+    facts = [GradedFact(text=name, support=1.0)]
+    return Grades(helpfulness=score, logicality=1, faithfulness=1, completeness=completeness, facts=facts, grade=grade)
+
+
 def _answer(
     name: str, grade: float | None, *, verdict: Any = None, rule: Any = None, role: Any = "preferred"
 ) -> Decision:
     response = Response(strategy="training", text=name, token_ids=[1], ended=True, verdict=verdict)
-    facts = [GradedFact(text=name, support=1.0)]
-    score = "malformed" if grade is None else grade
-    made = Grades(helpfulness=score, logicality=1, faithfulness=1, completeness=1, facts=facts, grade=grade)
+    made = _grades(name, "malformed" if grade is None else grade)
     return Decision(Question(id="q", question="?"), role, 0, response, rule, grades=made)
+
+
+def _row(
+    name: str,
+    first: Grades,
+    second: Grades | None = None,
+    *,
+    role: Role = "preferred",
+    kept: bool = False,
+) -> DecisionRow:
+    response = Response(strategy="training", text=name, token_ids=[1], ended=True)
+    decision = Decision(Question(id="q", question="?"), role, 0, response, None, grades=first, second_grades=second)
+    return decision.row("my.jsonl", kept=kept)
+
+
+def test_grades_are_counted_by_hand() -> None:
+    """Three questions with answers a, b and c; each answer with the grades of both wordings."""
+
+    def answers(kept: bool, **grades: tuple[float, float | Ungraded]) -> list[DecisionRow]:
+        roles: dict[str, Role] = {"a": "preferred", "b": "rejected", "c": "preferred"}
+        return [
+            _row(name, _grades(name, one), _grades(name, two), role=roles[name], kept=kept and name != "c")
+            for name, (one, two) in grades.items()
+        ]
+
+    counts = GradeCounts()
+    assert counts.result() is None
+    longer = sample_of("longer", responses=(5, 3)).model_copy(update={"doc_id": "x"})
+    counts.add(QuestionOutcome(id="1", decisions=answers(True, a=(8, 6), b=(2, 3), c=(5, "malformed")), sample=longer))
+    # The second wording grades both answers of the pair alike, so it does not agree.
+    equal = sample_of("equal", responses=(4, 4)).model_copy(update={"doc_id": "y"})
+    counts.add(QuestionOutcome(id="2", decisions=answers(True, a=(9, 3), b=(3, 3), c=(4, 1)), sample=equal))
+    none = REJECTED.model_copy(update={"doc_id": "z"})
+    counts.add(QuestionOutcome(id="3", decisions=answers(False, a=(7, 9), b=(1, 2)), rejected=none))
+    missing = [
+        _row("both", _grades("both", "malformed", "exceeds_window")),
+        _row("one", _grades("one", "exceeds_window")),
+    ]
+    counts.add(QuestionOutcome(id="4", decisions=missing, rejected=none))
+    correlations = [1.0, rank_correlation([9, 3, 4], [3, 3, 1]), 1.0]
+    expected = GradeStats(
+        graded=8,
+        malformed=1,
+        exceeds_window=1,
+        preferred=8.5,
+        dispreferred=2.5,
+        longer_preferred=1 / 2,
+        longer_preferred_interval=wilson_interval(1, 2),
+        graded_again=3,
+        ungraded_again=1,
+        compared=3,
+        rank_correlation=fmean(correlations),
+        rank_correlation_interval=mean_interval(correlations, ["x", "y", "z"]),
+        same_best=1.0,
+        same_worst=2 / 3,
+        pairs_again=2,
+        pairs_agree=1 / 2,
+        pairs_agree_interval=wilson_interval(1, 2),
+    )
+    found = counts.result()
+    assert found is not None
+    assert found.model_dump() == {field: pytest.approx(value) for field, value in expected.model_dump().items()}
 
 
 def test_who_may_stand_on_which_side() -> None:
@@ -446,6 +527,7 @@ def test_best_and_worst_of_equal_answers_are_the_first_ones() -> None:
     assert not isinstance(pair, str)
     assert [answer.response.text for answer in pair] == ["b", "a"]
     assert best_and_worst(answers, answers, GradeSettings(least_graded=5)) == "too_few_grades"
+    assert best_and_worst(answers, answers, GradeSettings(least_graded=4, gap=3)) == pair, "the gap is the least one"
     assert best_and_worst(answers, answers, GradeSettings(least_graded=4, gap=3.5)) == "grades_too_close"
     assert best_and_worst(answers[4:], answers[:4], GradeSettings(least_graded=4)) == "too_few_grades"
     # Four copies of one answer, and another one, are two.

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
-from logoeval.compare.compare import compare
+from logoeval.compare.compare import compare, measured_rows
 from logoeval.compare.labels import parse_folders
-from logoeval.records import read_results
+from logoeval.records import Metric, SampleRow, read_results
 from logoeval.report.measures import markdown_table
 
 BEFORE = [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 0.25, 0.0]
@@ -24,6 +24,7 @@ BEFORE = [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 0.25, 0.0]
         ({"task": "niah"}, "the runs hold different tasks: before lacks niah; after lacks ppl"),
         ({"seed": 1}, "ppl: seed is 0 in one and 1 in the other"),
         ({"engine": "vllm 0.32"}, "ppl: engine is 'fake 1' in one and 'vllm 0.32' in the other"),
+        ({"tokenizer": "other"}, "ppl: tokenizer_fingerprint is 't' in one and 'other' in the other"),
         ({"prompt_hash": "other"}, "ppl: sample 's0' has different prompts"),
     ],
 )
@@ -69,6 +70,24 @@ def test_five_samples_are_too_few(make_run: Callable[..., Path]) -> None:
         runs = [make_run(f"before-{count}", BEFORE[:count]), make_run(f"after-{count}", after[:count])]
         verdicts.append(compare(runs).rows[0].differences[0].verdict)
     assert verdicts == ["too few to tell", "too few to tell", "rose"]
+
+
+@pytest.mark.parametrize(("fewest", "verdict"), [(3, "too few to tell"), (6, "rose")])
+def test_of_a_mean_of_means_the_smallest_group_decides_what_is_too_few(fewest: int, verdict: str) -> None:
+    metric = Metric.share("score", "Score", "Some.", mean_of=["part"])
+    parts = ["small"] * fewest + ["large"] * 40
+
+    def samples(score: float) -> list[SampleRow]:
+        return [
+            SampleRow(
+                id=f"s{number}", cluster=f"s{number}", prompt_hash="h", scores={"score": score}, facts={"part": of}
+            )
+            for number, of in enumerate(parts)
+        ]
+
+    [row] = measured_rows("ppl", [metric], [samples(0.5), samples(0.75)])
+    assert row.num_clusters == fewest + 40
+    assert row.differences[0].verdict == verdict
 
 
 def test_table_of_three_runs(make_run: Callable[..., Path]) -> None:

@@ -15,6 +15,7 @@ from logodata.dataset.samples import read_samples
 from logodata.engines.reasoning import Reasoning
 from logodata.engines.settings import EngineSettings
 from logodata.judge.measures import token_f1, word_share
+from logoeval.tasks import pairs
 from logoeval.tasks.pairs import EVALUATOR, PairsSettings, run
 from tests.logoeval.conftest import FakeEngine
 
@@ -58,6 +59,20 @@ def test_log_probabilities_equal_separate_rows(
     assert len({round(row.scores["margin"], 3) for row in outcome.samples}) > 1
     # The model goes on as before: the seam is closed again.
     assert not tiny_model.config._attn_implementation.startswith("logo_")
+
+
+def test_of_two_equally_likely_responses_none_is_preferred(
+    tiny_model: Any,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    make_build: Callable[..., Path],
+    fake_answer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pairs, "mean_logprobs", lambda *_: [-1.0, -1.0, -1.0])
+    settings = PairsSettings(data=make_build(), max_samples=1)
+    [row] = run(settings, make_session(tiny_model, tiny_tokenizer, fake_answer), tmp_path).samples
+    assert (row.scores["margin"], row.scores["prefers_chosen"]) == (0.0, 0.0)
 
 
 def test_answers_are_scored_by_the_judges_measures(

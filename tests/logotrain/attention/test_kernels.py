@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,6 +130,35 @@ def torch_kernel_on_cpu() -> None:
         return on_query, on_key, on_value
 
 
+@pytest.fixture
+def flash_attn_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of flash-attn's name with the reference as its kernel, under the names of its own arguments."""
+
+    def flash_attn_varlen_func(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        dropout_p: float = 0.0,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
+        softcap: float = 0.0,
+    ) -> Tensor:
+        assert (dropout_p, causal, softcap) == (0.0, True, 0.0)
+        assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+        before, after = window_size
+        assert after == 0
+        sequences = Sequences(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        return reference_varlen(q, k, v, sequences, softmax_scale, None if before == -1 else before + 1)
+
+    package = SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+
+
 def states(layout: RowLayout) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(layout.total_length)
     for heads in (6, 2, 2):
@@ -140,18 +171,15 @@ def values_and_gradients(function: Callable[..., Tensor], inputs: list[Tensor], 
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, random_layout(0), random_layout(1)], ids=str)
-@pytest.mark.parametrize("backend", ["sdpa", "flash", "flash with torch's operator"])
-@pytest.mark.usefixtures("torch_kernel_on_cpu")
+@pytest.mark.parametrize("backend", ["sdpa", "flash", "flash with torch's operator", "flash with flash-attn"])
+@pytest.mark.usefixtures("torch_kernel_on_cpu", "flash_attn_on_cpu")
 def test_values_and_gradients_are_the_definitions(backend: str, layout: RowLayout) -> None:
     inputs = list(states(layout))
     mask, scaling = definition(layout), 0.3
     weights = torch.randn(6, layout.total_length, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    kernel = kernels._torch_varlen if "operator" in backend else reference_varlen
 
     def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if backend == "sdpa":
-            return sdpa_attention(query, key, value, layout, scaling)
-        return flash_attention(query, key, value, layout, scaling, varlen=kernel)
+        return KERNELS[backend](query, key, value, layout, scaling)
 
     expected = values_and_gradients(lambda q, k, v: masked_attention(q, k, v, mask, scaling), inputs, weights)
     for found, wanted in zip(values_and_gradients(ours, inputs, weights), expected, strict=True):
@@ -211,6 +239,7 @@ KERNELS: dict[str, Callable[..., Tensor]] = {
     "dense": dense_attention,
     "flash": partial(flash_attention, varlen=reference_varlen),
     "flash with torch's operator": partial(flash_attention, varlen=kernels._torch_varlen),
+    "flash with flash-attn": partial(flash_attention, varlen=kernels._flash_attn_varlen),
 }
 CASES = [
     *(
@@ -219,14 +248,14 @@ CASES = [
         for reach in (FULL_REACH, WINDOW, CHUNKS)
         for sinks in (False, True)
     ),
-    *((name, WINDOW, None, False) for name in ("flash", "flash with torch's operator")),
+    *((name, WINDOW, None, False) for name in ("flash", "flash with torch's operator", "flash with flash-attn")),
     *(("dense", reach, 0.7, sinks) for reach in (FULL_REACH, WINDOW) for sinks in (False, True)),
 ]
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS[:3], random_layout(0)], ids=str)
 @pytest.mark.parametrize(("name", "reach", "softcap", "sinks"), CASES)
-@pytest.mark.usefixtures("torch_kernel_on_cpu")
+@pytest.mark.usefixtures("torch_kernel_on_cpu", "flash_attn_on_cpu")
 def test_values_and_gradients_of_variants_are_the_definitions(
     name: str, reach: Reach, softcap: float | None, sinks: bool, layout: RowLayout
 ) -> None:

@@ -109,6 +109,19 @@ def test_dpo_by_hand() -> None:
     assert terms.reward_margin.item() == pytest.approx(0.5 * (1 - -0.5))
 
 
+def test_ipo_by_hand() -> None:
+    # Ratios: chosen -1 + 2 = 1; rejected -1.5 + 1 = -0.5 and -2.5 + 2.5 = 0: differences 1.5 and 1; 1 / (2 tau) = 1.
+    terms = ipo(
+        torch.tensor([-1.0]), torch.tensor([[-1.5, -2.5]]), torch.tensor([-2.0]), torch.tensor([[-1.0, -2.5]]), tau=0.5
+    )
+    assert terms.loss.item() == pytest.approx((0.5**2 + 0.0) / 2)
+    assert terms.sft.item() == pytest.approx(1.0)
+    assert terms.margin is not None
+    assert terms.margin.item() == pytest.approx(1.0)
+    assert terms.reward_margin is not None
+    assert terms.reward_margin.item() == pytest.approx(1 - -0.25)
+
+
 def test_sft_by_hand() -> None:
     terms = sft(torch.tensor([-1.0, -2.5]))
     assert terms.loss.tolist() == terms.sft.tolist() == [1.0, 2.5]
@@ -380,6 +393,16 @@ def test_odds_of_certain_and_of_hopeless_responses_have_gradients(dtype: torch.d
         loss = orpo(chosen, rejected[None], preference_weight=0.1).loss
         assert torch.isfinite(loss).all(), values
         assert all(torch.isfinite(found).all() for found in torch.autograd.grad(loss.sum(), (chosen, rejected))), values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_near_certain_responses_have_the_formulas_gradient(dtype: torch.dtype) -> None:
+    chosen, rejected = (torch.tensor([value], dtype=dtype, requires_grad=True) for value in (-1e-4, -1.0))
+    loss = orpo(chosen, rejected[None], preference_weight=0.1).loss
+    certain, odds = -math.expm1(-1e-4), -1e-4 + 1.0 - math.log(-math.expm1(-1e-4)) + math.log(-math.expm1(-1.0))
+    (found,) = torch.autograd.grad(loss.sum(), chosen)
+    # d(log odds) / d(mean) is 1 / (1 - p), and -log sigmoid(x) falls by sigmoid(-x).
+    assert found.item() == pytest.approx(-1 - 0.1 / (1 + math.exp(odds)) / certain, rel=1e-5)
 
 
 # Against TRL ----------------------------------------------------------------------------------------------------------

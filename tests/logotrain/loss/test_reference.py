@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from torch import Tensor
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logotrain import trainer
+from logotrain import steps, trainer
 from logotrain.interrupt import Stopped
 from logotrain.loss import reference
+from logotrain.loss.objective import PreferenceLoss, sample_loss
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
 
@@ -88,6 +91,29 @@ def test_positions_that_are_not_drawn_need_one_reference_for_all_epochs(
     run(make_recipe(**DPO, **{"positions.mode": "natural"}), tmp_path / "run")
     assert sum(written) == 6  # and not once more for the second epoch
     assert losses(tmp_path / "run")[0] == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_rewards_are_measured_against_the_references(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards = []
+
+    def recorded(settings: Any, responses: Sequence[Tensor], *, reference: Tensor, **options: Any) -> PreferenceLoss:
+        chosen, *rejected = [
+            0.5 * (logprobs.sum() - kept).item() for logprobs, kept in zip(responses, reference, strict=True)
+        ]
+        rewards.append(chosen - sum(rejected) / len(rejected))
+        return sample_loss(settings, responses, reference=reference, **options)
+
+    monkeypatch.setattr(steps, "sample_loss", recorded)
+    run(make_recipe(**DPO), tmp_path / "run")
+    by_step = np.reshape(rewards, (4, 3))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["reward_margin"] for line in lines] == pytest.approx(by_step.mean(axis=1), abs=1e-6)
+    # Before the first update all rewards are 0 but for rounding.
+    shares = (by_step[1:] > 0).mean(axis=1)
+    assert shares.mean() > 0.5, "what was learned tells the signs apart"
+    assert [line["reward_accuracy"] for line in lines[1:]] == pytest.approx(shares)
 
 
 def test_references_go_with_the_settings_that_they_were_computed_under(

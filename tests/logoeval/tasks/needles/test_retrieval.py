@@ -249,6 +249,11 @@ def test_a_value_counts_wherever_it_stands_alone(tiny_tokenizer: Any) -> None:
     needles = find_needles(tiny_tokenizer, ids, ["123"])
     assert needles.sizes == (3,)
     assert sorted(needles.places.values()) == [0, 0, 1, 1, 2, 2]
+    # After a space it begins with another token than after a bracket.
+    ids = encode_text(tiny_tokenizer, "It is o5 (o5) and o5.")
+    needles = find_needles(tiny_tokenizer, ids, ["o5"])
+    assert [number for _, number in sorted(needles.places.items())] == [0, 1, 0, 1]
+    assert all(ids[place] == needles.token_ids[number] for place, number in needles.places.items())
     with pytest.raises(UserError, match="the value '55' is not among the prompt's tokens"):
         find_needles(tiny_tokenizer, ids, ["55"])
 
