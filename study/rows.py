@@ -18,7 +18,7 @@ class Row:
         main: whether it is a row of Table 1. Other rows are settings of LOGO, or what these are compared with; they
             have one seed and no needles.
         against: the instruct tuning that a setting of LOGO has to beat, with as many updates on the same questions.
-        edge_rates: learning rates that are tried beyond those of the scale, because the largest of these was the best.
+        edge_rates: learning rates that are tried beyond those of the scale, because the best of these was at the edge.
         replicated: whether it is trained with every seed and asked the fresh questions.
     """
 
@@ -109,13 +109,20 @@ _SOLOPO = "objective={name: solopo, loss: {name: logo, beta: 2.5, gamma: 0.25, s
 
 LARGE_ROWS = (
     Row(BASE, "SmolLM2-135M-Instruct", None, main=True),
-    Row("sft-full", "+ Instruct Tuning (Full)", ("objective={name: sft, tokens: sequence}",), main=True),
+    Row(
+        "sft-full",
+        "+ Instruct Tuning (Full)",
+        ("objective={name: sft, tokens: sequence}",),
+        main=True,
+        edge_rates=(8e-3,),
+    ),
     Row(SFT, "+ Instruct Tuning (Partial)", ("objective={name: sft}",), main=True),
     Row(
         "simpo",
         "+ SimPO (M=1)",
         ("objective={name: simpo, beta: 2.5, gamma: 0.25}", "data.num_rejected=1"),
         main=True,
+        edge_rates=(3.125e-5,),
     ),
     Row("dpo", "+ DPO (M=1)", ("objective={name: dpo}", "data.num_rejected=1"), main=True),
     Row(LOGO, "+ LOGO (M=2, λ=0.1)", (), main=True),
