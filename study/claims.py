@@ -14,7 +14,7 @@ from typing import Literal
 from logoeval.compare.compare import MIN_CLUSTERS
 from logoeval.intervals import Estimate
 from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure
-from study.rows import BASE, LOGO, LOGO_LONG, OURS, SFT, SFT_LONG_SAME_RATE
+from study.rows import BASE, LOGO, LOGO_LONG, LOGO_SAME_RATE, OURS, SFT, SFT_LONG_SAME_RATE
 
 Verdict = Literal["confirmed", "refuted", "not confirmed", "too few to tell"]
 
@@ -114,6 +114,7 @@ TOGETHER = tuple(replace(claim, measure=BOTH_F1) for claim in REPLICATED)
 LARGE_CLAIMS = (
     *_ANSWERS,
     _SEVERAL,
+    Claim("... at one learning rate", LOGO_SAME_RATE, "simpo", F1, +1),
     Claim("LOGO over DPO (M=1)", LOGO, "dpo", F1, +1),
     Claim("Two epochs of LOGO over one", LOGO_LONG, LOGO, F1, +1),
     Claim("λ=0.5 over λ=0.1", "logo-lambda0.5", LOGO, F1, +1),

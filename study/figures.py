@@ -22,7 +22,7 @@ from study.outcome import (
     perplexity,
     validation_score,
 )
-from study.rows import BASE, LOGO, LOGO_LONG, OURS, SFT, Row
+from study.rows import BASE, LOGO, LOGO_LONG, LOGO_SAME_RATE, OURS, SFT, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _INK, _MUTED, _RULE = "#24211c", "#77706a", "#d9d3c8"
 _COLOURS = {BASE: "#77706a", "yarn": "#b9a36b", "randpos": "#8d7bb0", "sft-full": "#c98a5a", SFT: "#b0493f"}
 _COLOURS |= {"simpo": "#5f98a0", LOGO: "#1d5a70", "dpo": "#9a7f3c", "solopo": "#6d8f52"}
-_COLOURS |= {"logo-lambda0.5": "#3f7f97", LOGO_LONG: "#7aa6b5", OURS: "#0e3542"}
+_COLOURS |= {"logo-lambda0.5": "#3f7f97", LOGO_LONG: "#7aa6b5", LOGO_SAME_RATE: "#5b6fa8", OURS: "#0e3542"}
 _MARKS = {BASE: "o", "yarn": "v", "randpos": "P", "sft-full": "s", SFT: "D", "simpo": "^", LOGO: "*"}
-_MARKS |= {"dpo": "<", "solopo": ">", "logo-lambda0.5": "p", LOGO_LONG: "h", OURS: "X"}
+_MARKS |= {"dpo": "<", "solopo": ">", "logo-lambda0.5": "p", LOGO_LONG: "h", LOGO_SAME_RATE: "d", OURS: "X"}
 _PARTS = ("#1d5a70", "#b9a36b", "#b0493f", "#e6e0d4")
 
 

@@ -46,6 +46,7 @@ class Row:
 BASE, SFT, LOGO = "base", "sft-partial", "logo"
 SFT_SAME_RATE = "sft-same-rate"
 LOGO_LONG, SFT_LONG_SAME_RATE = "logo-long", "sft-long-same-rate"
+LOGO_SAME_RATE = "logo-same-rate"
 OURS = "ours"
 
 
@@ -128,6 +129,7 @@ LARGE_ROWS = (
     Row(LOGO, "+ LOGO (M=2, λ=0.1)", (), main=True),
     Row("logo-lambda0.5", "+ LOGO, λ=0.5", ("objective.sft_weight=0.5",), rate_of=LOGO, main=True),
     Row(LOGO_LONG, "+ LOGO, two epochs", ("epochs=2",), rate_of=LOGO, main=True),
+    Row(LOGO_SAME_RATE, "+ LOGO, SimPO's learning rate", (), rate_of="simpo", main=True),
     Row("solopo", "+ SoLoPO over LOGO", (_SOLOPO,), main=True),
     Row(
         OURS,

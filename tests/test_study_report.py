@@ -169,7 +169,7 @@ def test_a_rate_at_which_the_model_collapsed_is_not_chosen(large: Study) -> None
     assert rates[LOGO] == 1.25e-4
     shutil.rmtree(large.measured(LARGE.row("solopo"), 2))
     outcomes = Outcomes(large, rates, collapsed)
-    assert "| + LOGO (M=2, λ=0.1) | **40.0** | collapsed | 40.0 |" in rates_table(outcomes).markdown()
+    assert "| + LOGO (M=2, λ=0.1) | - | **40.0** | collapsed | 40.0 | - |" in rates_table(outcomes).markdown()
     assert outcomes.missing == []
     assert outcomes.collapsed_seeds(LARGE.row("solopo")) == (2,)
 
