@@ -163,7 +163,10 @@ def _evaluate(shared: _Shared, task: str | None, given: Mapping[str, object], ch
     from logoeval.inputs import check_inputs
 
     check_inputs(recipe, shared.output, checkpoints)
+    from logoeval.recipe.settings import with_begun_dtype
     from logoeval.report import terminal
+
+    recipe = with_begun_dtype(recipe, shared.output)
 
     if checkpoints is not None:
         from logoeval.checkpoints import evaluate_checkpoints

@@ -7,6 +7,7 @@ The time of a job is the sum over its attempts.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -51,8 +52,13 @@ class Journal:
         self._lock = threading.Lock()
 
     def is_done(self, job: Job) -> bool:
-        """Return whether this command succeeded and its folder still exists."""
-        return (self._folder / job.name).is_dir() and any(record["ok"] for record in self._attempts(job))
+        """Return whether this command succeeded, was the last of its folder, and its folder still exists."""
+        is_last = self._last_command(job) == job.command and any(record["ok"] for record in self._attempts(job))
+        return is_last and (self._folder / job.name).is_dir()
+
+    def is_of_another(self, job: Job) -> bool:
+        """Return whether another command made this folder: a row whose learning rate was chosen anew."""
+        return (self._folder / job.name).is_dir() and self._last_command(job) not in (None, job.command)
 
     def collapsed(self) -> set[str]:
         """Return the names of the trainings that collapsed when they were last run."""
@@ -87,6 +93,11 @@ class Journal:
             max((record["peak_gib"] for record in attempts), default=0.0),
         )
 
+    def _last_command(self, job: Job) -> str | None:
+        with self._lock:
+            commands = [record["command"] for record in self._log.values() if record["name"] == job.name]
+        return commands[-1] if commands else None
+
     def _attempts(self, job: Job) -> list[dict[str, Any]]:
         with self._lock:
             return [record for record in self._log.values() if record["command"] == job.command]
@@ -113,6 +124,9 @@ def run_jobs(
     def run(job: Job) -> None:
         if stopping.is_set() or journal.is_done(job):
             return
+        if journal.is_of_another(job):
+            (folder / "aside").mkdir(exist_ok=True)
+            shutil.move(folder / job.name, folder / "aside" / f"{job.name.replace('/', '-')}-{time.time_ns()}")
         note(f"[{journal.number_done()} of {total} done] {job.command}")
         started = time.monotonic()
         log = folder / "logs" / f"{job.name.replace('/', '-')}.log"

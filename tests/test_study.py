@@ -343,3 +343,17 @@ def test_a_chain_keeps_its_order_and_ends_where_a_job_failed(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"b ended with code 1: ZeroDivisionError"):
         run_jobs([[first], [[_job("d", write("d"))]]], 2, tmp_path, Journal(tmp_path), 4)
     assert trace.read_text().replace("d", "") == "ab"
+
+
+def test_a_row_whose_rate_is_chosen_anew_is_measured_anew(tmp_path: Path) -> None:
+    """Its folder has the name of the row, and is bound to the adapter of the old rate."""
+    write = "import pathlib, sys; pathlib.Path('{}').mkdir(exist_ok=True); open('{}/found', 'x').write('{}')"
+    folder = tmp_path / "a"
+    for rate in ("old", "new", "new"):
+        job = _job("a", write.format(folder, folder, rate))
+        run_jobs([[[job]]], 1, tmp_path, Journal(tmp_path), 1)
+        assert Journal(tmp_path).is_done(job)
+    assert (folder / "found").read_text() == "new"
+    (aside,) = (tmp_path / "aside").iterdir()
+    assert (aside / "found").read_text() == "old"
+    assert not Journal(tmp_path).is_done(_job("a", write.format(folder, folder, "old")))

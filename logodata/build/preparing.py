@@ -137,8 +137,11 @@ class QuestionPreparer:
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
         self.reasoning = recipe.reasoning(tokenizer, window)
-        bare = not recipe.generation.keep_reasoning or recipe.generation.preferred == "reference"
-        if bare and self.reasoning.opens(self.answer_format.encode([], question="?").ids):
+        generation = recipe.generation
+        bare = not generation.keep_reasoning or generation.preferred == "reference"
+        # Questions that are only asked may have such a prompt.
+        trained = not (generation.preferred == "reference" and generation.rejected == "none")
+        if bare and trained and self.reasoning.opens(self.answer_format.encode([], question="?").ids):
             raise SettingError(
                 "the chat template opens the reasoning, and pairs of bare answers would be trained inside of it",
                 where=recipe.model,

@@ -124,8 +124,11 @@ class EngineSettings(RecipeModel):
 
 
 def weights_dtype(settings: EngineSettings) -> DType:
-    """Return the dtype of a model's weights under an engine on this machine."""
-    return dtype_for(device_named(settings.device)) if settings.dtype == "auto" else settings.dtype
+    """Return the dtype of a model's weights under an engine on this machine. Beside servers, which have their own, it
+    is float32 unless the settings say otherwise."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float32" if settings.asks_servers else dtype_for(device_named(settings.device))
 
 
 def engine_window(settings: EngineSettings, model: str, adapter: Path | None = None) -> int:

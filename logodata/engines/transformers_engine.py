@@ -47,8 +47,9 @@ class TransformersEngine:
 
     @property
     def name(self) -> str:
-        """``transformers`` with its version."""
-        return f"transformers {transformers.__version__}"
+        """``transformers`` with its version, and the dtype of the weights unless it is float32."""
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return f"transformers {transformers.__version__}" + f", {dtype}" * (dtype != "float32")
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
         """Yield results as rows finish. Batches run from the shortest prompts to the longest.

@@ -81,7 +81,8 @@ class VllmEngine:
             pass_on(error)
             what = f"vLLM does not start: {first_line(error)}"
             raise UserError(what, where=model, mend="VLLM_LOGGING_LEVEL=INFO shows more") from error
-        self.name = f"vllm {vllm.__version__}"
+        dtype = weights_dtype(settings)
+        self.name = f"vllm {vllm.__version__}" + f", {dtype}" * (dtype != "float32")
         self._window = int(self._llm.model_config.max_model_len)
         self._vocabulary = vocabulary_size(load_config(model))
         self._adapter: Any = None

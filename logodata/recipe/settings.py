@@ -213,6 +213,7 @@ QUESTIONS_ONLY = (
     "generation.rejected_by=adapted",
     "solve=null",
     "judge.enabled=false",
+    "judge.measure=word_share",
     "judge.model=null",
     "judge.grades=null",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, create_model
 
+from logodata.common.files import read_json
 from logodata.common.recipes.files import shipped_recipes
 from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
 from logoeval.recipe.foreign_names import NAMES, VALUES
@@ -74,3 +75,15 @@ def load_eval_recipe(
     if recipe.section(task) is None:
         recipe = load_recipe(EvalRecipe, "eval", file, [f"{task}={{}}", *given])
     return recipe
+
+
+def with_begun_dtype(recipe: EvalRecipe, folder: Path) -> EvalRecipe:
+    """Return ``recipe`` with the dtype in which evaluations in ``folder`` or its subfolders began, if it leaves that to
+    the machine: another machine may suit another one, and the two would not be compared."""
+    if recipe.engine.dtype != "auto":
+        return recipe
+    began = [read_json(path) for pattern in ("", "*/") for path in folder.glob(f"{pattern}predictions/*.json")]
+    dtypes = {str(bound["dtype"]) for bound in began if isinstance(bound, dict) and "dtype" in bound}
+    if len(dtypes) != 1:
+        return recipe
+    return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"dtype": dtypes.pop()})})

@@ -235,6 +235,11 @@ def check_recipe(rounds: Rounds) -> None:
         if engine.kind != "transformers" and train.lora.train_embeddings is not False:
             mend = "set train.lora.train_embeddings=false, or use transformers"
             raise UserError("vLLM applies no adapter that trains the embedding", where=where, mend=mend)
+    if build.generation.rejected == "none":
+        mend = "take contexts, or another source of dis-preferred responses"
+        raise UserError("rounds are trained on pairs", where="build.generation.rejected=none", mend=mend)
     for task in measured.tasks:
-        if task != "pairs" or not rounds.builds_held_out:  # else their data are yet to be built
-            list(find_task(task).evaluator.inputs(measured.section(task)))
+        read = measured.section(task)
+        if rounds.builds_held_out and getattr(read, "data", None) == rounds.held_out_data:
+            continue  # yet to be built
+        list(find_task(task).evaluator.inputs(read))

@@ -6,14 +6,14 @@ positions: the margin measured here is the one that is trained (paper Eq. 2), be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logodata.common.console import progress
 from logodata.common.finite import check_responses
 from logodata.contract import PreferenceSample
-from logodata.dataset.samples import check_pairs
+from logodata.dataset.samples import check_pairs, iterate_samples
 from logodata.engines.settings import EngineSettings
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logoeval.records import Metric, Outcome, SampleRow, sample_hash
@@ -158,4 +158,11 @@ def describe(settings: PairsSettings, engine: EngineSettings) -> dict[str, objec
     return qa.describe(settings, engine)
 
 
-EVALUATOR = Evaluator(settings=PairsSettings, version=1, describe=describe, run=run, inputs=qa.inputs, limits=qa.limits)
+def inputs(settings: PairsSettings) -> Iterator[tuple[str, Path]]:
+    """Yield the folder of the held-out pairs, which must not be questions alone."""
+    yield from qa.inputs(settings)
+    first = next(iterate_samples(settings.data), None)
+    check_pairs([first] if first else [], str(settings.data), mend="these are questions to ask: logoeval qa")
+
+
+EVALUATOR = Evaluator(settings=PairsSettings, version=1, describe=describe, run=run, inputs=inputs, limits=qa.limits)

@@ -33,7 +33,9 @@ def with_first_rejected(sample: PreferenceSample, number: int, where: str) -> Pr
         raise UserError(
             f"sample {sample.id} has {found} dis-preferred responses, data.num_rejected asks for {number}",
             where=where,
-            mend="lower data.num_rejected, or make more: contexts.mixed_ratios of a build, group=true of an import",
+            mend="lower it, or make more: contexts.mixed_ratios of a build, group=true of an import"
+            if found
+            else "set data.num_rejected=null",
         )
     return sample.model_copy(update={"rejected": sample.rejected[:number]})
 

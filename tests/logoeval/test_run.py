@@ -15,7 +15,7 @@ import pytest
 from logodata.common.errors import UserError
 from logodata.dataset.samples import read_samples, sample_files, write_samples
 from logoeval.cli import main
-from logoeval.recipe.settings import EvalRecipe, load_eval_recipe
+from logoeval.recipe.settings import EvalRecipe, load_eval_recipe, with_begun_dtype
 from logoeval.records import Results, data_fingerprint, files_fingerprint, read_results
 from logoeval.run import evaluate
 from logoeval.session import Session
@@ -258,6 +258,15 @@ def test_another_machine_takes_a_result_as_it_is_and_goes_on_with_no_other_dtype
     (tmp_path / "results.json").unlink()
     with pytest.raises(UserError, match="dtype='float32', now it is 'bfloat16'"):
         evaluate(recipe, ["ppl"], tmp_path)
+
+
+def test_the_dtype_that_is_left_to_the_machine_is_that_of_what_began(recipe: EvalRecipe, tmp_path: Path) -> None:
+    assert with_begun_dtype(recipe, tmp_path / "new") == recipe
+    evaluate(recipe, ["ppl"], tmp_path / "out" / "base")
+    for folder in (tmp_path / "out", tmp_path / "out" / "base"):
+        assert with_begun_dtype(recipe, folder).engine.dtype == "float32"
+    wanted = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"dtype": "bfloat16"})})
+    assert with_begun_dtype(wanted, tmp_path / "out") == wanted
 
 
 def test_a_finished_run_loads_no_torch(tiny_model_dir: Path, tmp_path: Path) -> None:

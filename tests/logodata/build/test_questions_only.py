@@ -17,6 +17,7 @@ from logodata.dataset.files import read_stats
 from logodata.dataset.samples import read_build_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.loading import load_tokenizer
+from tests.conftest import CHATML
 from tests.logodata.build.test_build import FACTS, SMALL, ScriptedEngine, run_build, write_documents
 
 
@@ -150,3 +151,34 @@ def test_base_cannot_write_responses_that_nobody_asks_for(
     overrides = ["generation.rejected=none", "generation.rejected_by=base"]
     assert run_build(write_documents(tmp_path), tiny_model_dir, tmp_path / "out", *overrides) == 2
     assert "rejected_by='base' has no meaning for rejected='none': leave it out" in capsys.readouterr().err
+
+
+def test_a_template_that_opens_the_reasoning_may_be_asked(tmp_path: Path, tiny_model_dir: Path) -> None:
+    template = tmp_path / "thinking.jinja"
+    template.write_text(CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}"))
+    thinking = [f"chat_template={template}", "thinking_end=</think>", "thinking_tokens=8"]
+    documents = write_documents(tmp_path)
+    assert run_build(documents, tiny_model_dir, tmp_path / "asked", "--questions-only", *thinking) == 0
+    assert len(read_samples(tmp_path / "asked")) == 3
+    judged = ["generation.preferred=reference", *thinking]
+    assert run_build(documents, tiny_model_dir, tmp_path / "pairs", *judged) == 2
+
+
+def test_long_references_load_no_embeddings(tmp_path: Path, tiny_model_dir: Path) -> None:
+    words = " ".join(f"word{number}" for number in range(30))
+    documents = tmp_path / "long.jsonl"
+    documents.write_text(write_documents(tmp_path).read_text().replace("seven lanterns", words))
+    settings = ["--questions-only", "judge.embedding_model=org/nowhere"]
+    assert run_build(documents, tiny_model_dir, tmp_path / "asked", *settings) == 0
+
+
+def test_rounds_are_not_trained_on_questions(
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = ["rounds", "embedded", "-o", str(tmp_path / "rounds"), "--held-out"]
+    for words, said in (
+        (["embedded:eval", "build.generation.rejected=none"], "rounds are trained on pairs"),
+        ([str(questions)], "has no dis-preferred response"),
+    ):
+        assert logoeval.cli.main([*rounds, *words]) == 2
+        assert said in capsys.readouterr().err

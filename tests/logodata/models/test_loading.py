@@ -349,3 +349,5 @@ def test_an_engine_takes_the_dtype_that_suits_its_device(
     finally:
         dtype_for.cache_clear()
     assert capsys.readouterr().err.count("dtype: bfloat16") == (dtype == "bfloat16")
+    server = EngineSettings(kind="chat", base_urls=("http://127.0.0.1:9",))
+    assert weights_dtype(server) == "float32"  # wherever it is asked from
