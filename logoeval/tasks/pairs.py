@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from logodata.common.console import progress
 from logodata.common.finite import check_responses
-from logodata.contract import PreferenceSample
-from logodata.dataset.samples import check_pairs, iterate_samples
+from logodata.contract import Manifest, PreferenceSample
+from logodata.dataset.samples import check_pairs, iterate_samples, read_manifest
 from logodata.engines.settings import EngineSettings
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logoeval.records import Metric, Outcome, SampleRow, sample_hash
@@ -38,6 +38,7 @@ class PairLogprobs(Prediction):
     rejected: list[float]
 
 
+_ASK = "these are questions to ask: logoeval qa"
 _BUILD = "build the data set again with this model"
 
 _MARGINS = [
@@ -95,7 +96,7 @@ def mean_logprobs(model: LogprobModel, sample: PreferenceSample, window: int) ->
 def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome:
     """Score all pairs and answer their prompts; a row is a sample."""
     samples = qa.load_samples(settings, session, "pairs")
-    check_pairs(samples, str(settings.data), mend="these are questions to ask: logoeval qa")
+    check_pairs(samples, str(settings.data), mend=_ASK)
     answers = qa.answer(samples, settings, session, predictions / "pairs.jsonl", label="pairs: answers")
     scored = _score(samples, session, predictions / "pairs_logprobs.jsonl")
     rows = [_row(*columns) for columns in zip(samples, scored, answers, strict=True)]
@@ -161,8 +162,9 @@ def describe(settings: PairsSettings, engine: EngineSettings) -> dict[str, objec
 def inputs(settings: PairsSettings) -> Iterator[tuple[str, Path]]:
     """Yield the folder of the held-out pairs, which must not be questions alone."""
     yield from qa.inputs(settings)
-    first = next(iterate_samples(settings.data), None)
-    check_pairs([first] if first else [], str(settings.data), mend="these are questions to ask: logoeval qa")
+    manifest = read_manifest(settings.data)
+    if isinstance(manifest, Manifest) and manifest.recipe.get("generation", {}).get("rejected") == "none":
+        check_pairs(iterate_samples(settings.data), str(settings.data), mend=_ASK)
 
 
 EVALUATOR = Evaluator(settings=PairsSettings, version=1, describe=describe, run=run, inputs=inputs, limits=qa.limits)
