@@ -142,7 +142,7 @@ def run(shared: _Shared, data: str | None) -> None:
 
 def _evaluate(shared: _Shared, task: str | None, given: Mapping[str, object], checkpoints: Path | None = None) -> None:
     """Measure a task, or all of the recipe, or print the recipe."""
-    from logoeval.recipe.settings import load_eval_recipe
+    from logoeval.recipe.settings import load_eval_recipe, with_begun_dtype
 
     given = {"model": shared.model, "adapter": shared.adapter, **given}
     recipe = load_eval_recipe(shared.recipe, task, given, shared.overrides)
@@ -163,11 +163,9 @@ def _evaluate(shared: _Shared, task: str | None, given: Mapping[str, object], ch
     from logoeval.inputs import check_inputs
 
     check_inputs(recipe, shared.output, checkpoints)
-    from logoeval.recipe.settings import with_begun_dtype
     from logoeval.report import terminal
 
     recipe = with_begun_dtype(recipe, shared.output)
-
     if checkpoints is not None:
         from logoeval.checkpoints import evaluate_checkpoints
 

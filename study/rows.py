@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +56,27 @@ def _setting(
     return Row(name, f"LOGO, {label}", overrides, data, rate_of=LOGO, against=against, replicated=replicated)
 
 
+_FULL = Row(
+    "sft-full",
+    "+ Instruct Tuning (Full)",
+    ("objective={name: sft, tokens: sequence}",),
+    main=True,
+    edge_rates=(8e-3,),
+)
+_SIMPO = Row(
+    "simpo",
+    "+ SimPO (M=1)",
+    ("objective={name: simpo, beta: 2.5, gamma: 0.25}", "data.num_rejected=1"),
+    main=True,
+)
+
 ROWS = (
     Row(BASE, "SmolLM2-135M-Instruct", None, main=True, replicated=True),
     Row("yarn", "+ YaRN, training-free", ("epochs=0", "rope={type: yarn, factor: 2}"), main=True),
     Row("randpos", "+ RandPOS", ("positions.mode=randpos",), rate_of=LOGO, main=True),
-    Row(
-        "sft-full",
-        "+ Instruct Tuning (Full)",
-        ("objective={name: sft, tokens: sequence}",),
-        main=True,
-        edge_rates=(8e-3,),
-    ),
+    _FULL,
     Row(SFT, "+ Instruct Tuning (Partial)", ("objective={name: sft}",), main=True, edge_rates=(8e-3,)),
-    Row(
-        "simpo",
-        "+ SimPO (M=1)",
-        ("objective={name: simpo, beta: 2.5, gamma: 0.25}", "data.num_rejected=1"),
-        main=True,
-    ),
+    _SIMPO,
     Row(LOGO, "+ LOGO (M=2, λ=0.1)", (), main=True, replicated=True),
     _setting("logo-m3", "M=3", "data.num_rejected=3"),
     _setting("logo-lambda0", "λ=0", "objective.sft_weight=0"),
@@ -110,21 +113,9 @@ _SOLOPO = "objective={name: solopo, loss: {name: logo, beta: 2.5, gamma: 0.25, s
 
 LARGE_ROWS = (
     Row(BASE, "SmolLM2-135M-Instruct", None, main=True),
-    Row(
-        "sft-full",
-        "+ Instruct Tuning (Full)",
-        ("objective={name: sft, tokens: sequence}",),
-        main=True,
-        edge_rates=(8e-3,),
-    ),
+    _FULL,
     Row(SFT, "+ Instruct Tuning (Partial)", ("objective={name: sft}",), main=True),
-    Row(
-        "simpo",
-        "+ SimPO (M=1)",
-        ("objective={name: simpo, beta: 2.5, gamma: 0.25}", "data.num_rejected=1"),
-        main=True,
-        edge_rates=(3.125e-5,),
-    ),
+    replace(_SIMPO, edge_rates=(3.125e-5,)),
     Row("dpo", "+ DPO (M=1)", ("objective={name: dpo}", "data.num_rejected=1"), main=True),
     Row(LOGO, "+ LOGO (M=2, λ=0.1)", (), main=True),
     Row("logo-lambda0.5", "+ LOGO, λ=0.5", ("objective.sft_weight=0.5",), rate_of=LOGO, main=True),

@@ -139,9 +139,7 @@ class QuestionPreparer:
         self.reasoning = recipe.reasoning(tokenizer, window)
         generation = recipe.generation
         bare = not generation.keep_reasoning or generation.preferred == "reference"
-        # Questions that are only asked may have such a prompt.
-        trained = not (generation.preferred == "reference" and generation.rejected == "none")
-        if bare and trained and self.reasoning.opens(self.answer_format.encode([], question="?").ids):
+        if bare and not generation.asks_only and self.reasoning.opens(self.answer_format.encode([], question="?").ids):
             raise SettingError(
                 "the chat template opens the reasoning, and pairs of bare answers would be trained inside of it",
                 where=recipe.model,

@@ -43,14 +43,14 @@ def _lengths(found: Preview) -> str:
 
 
 def _print_work(work: Work) -> None:
+    if not work.asks:
+        _line("prompts", "none: nothing is generated")
+        return
     first = "at most " * (work.try_prompts is not None)
     preferred = f"{first}{work.preferred_prompts:,} for preferred responses ({work.preferred_prompt_tokens:,} tokens)"
     others = f"{work.dispreferred_prompts_at_most:,} for others ({work.dispreferred_prompt_tokens_at_most:,} tokens)"
     if work.try_prompts is not None and work.try_prompt_tokens is not None:
         preferred = f"{work.try_prompts:,} to see what is solved ({work.try_prompt_tokens:,} tokens), {preferred}"
-    if not work.asks:
-        _line("prompts", "none: nothing is generated")
-        return
     _line("prompts", f"{preferred}, and at most {others}")
     _line("", f"{work.cached:,} more are in the cache" if work.cached else "")
     most = f"at most {work.response_tokens_at_most:,} tokens, {work.max_new_tokens:,} for each"

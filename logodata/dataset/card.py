@@ -75,7 +75,7 @@ def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
     }[generation.rejected]
     if generation.grades_answers:
         others = "the worst one of the same answers"
-    if recipe.adapter is not None and generation.rejected != "none" and generation.rejected_by == "base":
+    if recipe.adapter is not None and generation.rejected_by == "base":
         others += ". Here the model answers without its adapter"
     summary = describe(stats)
     return f"""{_HEADER}

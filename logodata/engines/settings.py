@@ -131,6 +131,12 @@ def weights_dtype(settings: EngineSettings) -> DType:
     return "float32" if settings.asks_servers else dtype_for(device_named(settings.device))
 
 
+def engine_name(library: str, version: str, dtype: str) -> str:
+    """Return the name of an engine that computes here: its library, and the dtype of the weights unless it is
+    float32."""
+    return f"{library} {version}" + f", {dtype}" * (dtype != "float32")
+
+
 def engine_window(settings: EngineSettings, model: str, adapter: Path | None = None) -> int:
     """Return the most tokens that a prompt with its response may have under this engine: the window of the model, or
     the one that ``adapter`` was trained with, or ``settings.max_model_len`` if that is less. With ``chat`` another

@@ -18,7 +18,7 @@ from logodata.engines.batching import check_requests, plan_batches
 from logodata.engines.batching_trial import find_batching
 from logodata.engines.decoding import choose
 from logodata.engines.own_generation import generate_own
-from logodata.engines.settings import EngineSettings
+from logodata.engines.settings import EngineSettings, engine_name
 from logodata.engines.shared_generation import generate_shared
 from logodata.models.text_config import config_window
 from logodata.models.vocabulary import vocabulary_size
@@ -48,8 +48,7 @@ class TransformersEngine:
     @property
     def name(self) -> str:
         """``transformers`` with its version, and the dtype of the weights unless it is float32."""
-        dtype = str(self._model.dtype).removeprefix("torch.")
-        return f"transformers {transformers.__version__}" + f", {dtype}" * (dtype != "float32")
+        return engine_name("transformers", transformers.__version__, str(self._model.dtype).removeprefix("torch."))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
         """Yield results as rows finish. Batches run from the shortest prompts to the longest.

@@ -11,7 +11,7 @@ from typing import Any, Self
 from logodata.common.errors import UserError, first_line, pass_on
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
-from logodata.engines.settings import EngineSettings, weights_dtype
+from logodata.engines.settings import EngineSettings, engine_name, weights_dtype
 from logodata.models.adapters import ADAPTER_FILES, read_adapter_config
 from logodata.models.loading import load_config, trained_rope
 from logodata.models.vocabulary import vocabulary_size
@@ -57,6 +57,7 @@ class VllmEngine:
             # Its worker processes import everything again, twice: 50 s at the start, without a gain on a CPU.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         options: dict[str, Any] = {}
+        dtype = weights_dtype(settings)
         window = settings.max_model_len
         if adapter is not None:
             rope = trained_rope(adapter)
@@ -66,7 +67,7 @@ class VllmEngine:
         try:
             self._llm = vllm.LLM(
                 model=model,
-                dtype=weights_dtype(settings),
+                dtype=dtype,
                 max_model_len=window,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 tensor_parallel_size=settings.tensor_parallel_size,
@@ -81,8 +82,7 @@ class VllmEngine:
             pass_on(error)
             what = f"vLLM does not start: {first_line(error)}"
             raise UserError(what, where=model, mend="VLLM_LOGGING_LEVEL=INFO shows more") from error
-        dtype = weights_dtype(settings)
-        self.name = f"vllm {vllm.__version__}" + f", {dtype}" * (dtype != "float32")
+        self.name = engine_name("vllm", vllm.__version__, dtype)
         self._window = int(self._llm.model_config.max_model_len)
         self._vocabulary = vocabulary_size(load_config(model))
         self._adapter: Any = None

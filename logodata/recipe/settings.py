@@ -86,6 +86,11 @@ class GenerationSettings(RecipeModel):
         return self.preferred == "best_versus_worst"
 
     @property
+    def asks_only(self) -> bool:
+        """Whether samples are questions with their references, to which no response is generated."""
+        return self.preferred == "reference" and self.rejected == "none"
+
+    @property
     def compares_contexts(self) -> bool:
         """Whether there is a dis-preferred response for the irrelevant chunks and for each mix; else there is one."""
         return self.rejected == "contexts" and not self.grades_answers

@@ -242,11 +242,9 @@ def source_fingerprint(settings: SourceSettings) -> str:
     """
     found, folder = discover(settings), settings.file
     converted = found.converted_suffixes
-    if found.container == "csv":
+    if found.container in ("csv", "jsonl", "parquet"):
         tables = of_split(found.tables, settings, NAME_SPLIT)
         files = [(file, file.relative_to(folder) if len(tables) > 1 else Path()) for file in tables]
-    elif found.container in ("jsonl", "parquet"):
-        files = [(file, Path()) for file in found.tables]
     elif found.container != "hub":
         files = [(file, file.relative_to(folder)) for file in (*found.documents, *found.tables)]
     elif folder.is_dir():
