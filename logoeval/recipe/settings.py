@@ -13,6 +13,7 @@ from logodata.common.files import read_json
 from logodata.common.recipes.files import shipped_recipes
 from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
 from logoeval.recipe.foreign_names import NAMES, VALUES
+from logoeval.records import PREDICTIONS_DIR, has_predictions
 from logoeval.session import SessionSettings
 from logoeval.tasks.table import TASKS, task_names
 
@@ -79,11 +80,13 @@ def load_eval_recipe(
 
 def with_begun_dtype(recipe: EvalRecipe, folder: Path) -> EvalRecipe:
     """Return ``recipe`` with the dtype in which evaluations in ``folder`` or its subfolders began, if it leaves that to
-    the machine: another machine may suit another one, and the two would not be compared."""
+    the machine: another machine may suit another one, and the two would not be compared. A task without predictions has
+    not begun, whatever was written before them."""
     if recipe.engine.dtype != "auto":
         return recipe
-    began = [read_json(path) for pattern in ("", "*/") for path in folder.glob(f"{pattern}predictions/*.json")]
-    dtypes = {str(bound["dtype"]) for bound in began if isinstance(bound, dict) and "dtype" in bound}
+    bound = [path for pattern in ("", "*/") for path in folder.glob(f"{pattern}{PREDICTIONS_DIR}/*.json")]
+    began = [read_json(path) for path in bound if has_predictions(path.parent, path.stem)]
+    dtypes = {str(found["dtype"]) for found in began if isinstance(found, dict) and "dtype" in found}
     if len(dtypes) != 1:
         return recipe
     return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"dtype": dtypes.pop()})})

@@ -269,6 +269,14 @@ def test_the_dtype_that_is_left_to_the_machine_is_that_of_what_began(recipe: Eva
     assert with_begun_dtype(wanted, tmp_path / "out") == wanted
 
 
+def test_a_task_without_predictions_has_not_begun(recipe: EvalRecipe, tmp_path: Path) -> None:
+    """A stop leaves what a task is bound to before its first prediction, perhaps cut by a power failure."""
+    (tmp_path / "predictions").mkdir()
+    for content in ('{"dtype": "bfloat16"}', '{"dtype": "bf'):
+        (tmp_path / "predictions" / "ppl.json").write_text(content)
+        assert with_begun_dtype(recipe, tmp_path) == recipe
+
+
 def test_a_finished_run_loads_no_torch(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", tiny_model_dir)
     arguments = ["ppl", "--recipe", str(recipe), "-o", str(tmp_path / "out")]

@@ -311,10 +311,10 @@ def test_other_objectives_and_no_steps_have_a_summary(make_recipe: Recipes) -> N
             ["run", "embedded", "optimizer.lr=1e-6", "positions.target_length=2048"],
             "dtype=float32, recompute=none",
         ),
-        (logodata, ["build", "embedded"], "chunking.chunk_tokens=96, contexts.num_chunks=4"),
-        (logodata, ["build", "my.jsonl", "--recipe", "embedded"], "chunking.chunk_tokens=96, contexts.num_chunks=4"),
-        (logoeval, ["niah", "--recipe", "embedded"], "niah.lengths=[512, 1024], niah.num_samples=2"),
-        (logoeval, ["run", "embedded", "--data", "d"], "niah.lengths=[512, 1024], niah.num_samples=2"),
+        (logodata, ["build", "embedded"], "engine.dtype=float32, chunking.chunk_tokens=96"),
+        (logodata, ["build", "my.jsonl", "--recipe", "embedded"], "engine.dtype=float32, chunking.chunk_tokens=96"),
+        (logoeval, ["niah", "--recipe", "embedded"], "engine.dtype=float32, niah.lengths=[512, 1024]"),
+        (logoeval, ["run", "embedded", "--data", "d"], "engine.dtype=float32, niah.lengths=[512, 1024]"),
     ],
 )
 def test_the_toys_settings_on_another_model_are_a_warning(
