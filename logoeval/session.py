@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from logodata.engines.vllm_engine import VllmEngine
 from logodata.models.adapter_fit import check_adapter_fits
 from logodata.models.adapters import merge_adapter
 from logodata.models.facts import model_eos_ids
-from logodata.models.loading import device_named, load_config, load_model
+from logodata.models.loading import device_named, empty_model, load_config, load_model
 from logodata.models.text_config import config_window, text_config
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ class SessionSettings(AdaptedModelSettings):
     engine: EngineSettings = EngineSettings()
     """What generates. Log-probabilities are computed by transformers whatever it is, with weights of ``engine.dtype``,
     in float32 from the head's output on. A chat server has none, since its model may be another one."""
+
+
+_LOGPROBS_BYTES = 6 << 30
+"""Memory for the states and logits of a long prompt, beside the weights. This is an assumption."""
 
 
 def check_weights(engine: EngineSettings) -> None:
@@ -157,6 +163,26 @@ class Session:
         """Stop the engine, if one was started: a second vLLM has no room beside it."""
         if "engine" in vars(self) and isinstance(self.engine, VllmEngine):
             self.engine.close()
+
+    def check_room_beside_vllm(self) -> None:
+        """Raise a ``UserError`` if vLLM leaves too little of the GPU for the weights in transformers, which compute
+        log-probabilities while it is open."""
+        import torch
+
+        engine = self.settings.engine
+        if engine.kind != "vllm" or not self.device.startswith("cuda"):
+            return
+        with torch.device("meta"):
+            count = empty_model(copy.deepcopy(self.config), self.settings.model).num_parameters()
+        needed = count * getattr(torch, weights_dtype(engine)).itemsize + _LOGPROBS_BYTES
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        share = math.floor(100 * (1 - needed / total)) / 100
+        if engine.gpu_memory_utilization > share:
+            raise UserError(
+                f"log-probabilities need {needed / 2**30:.0f} GiB beside vLLM, of the GPU's {total / 2**30:.0f}",
+                where=f"engine.gpu_memory_utilization={engine.gpu_memory_utilization:g}",
+                mend=f"set it to {share:g} or less" if share > 0.5 else "set engine.kind=transformers for these tasks",
+            )
 
     def check_window(self, num_tokens: int, what: str) -> None:
         """Raise a ``UserError`` if work needs more positions than the model's window has. ``what`` names the

@@ -107,11 +107,11 @@ def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> No
     from logotrain.inputs import check_inputs
     from logotrain.plan.choices import check_strategy
     from logotrain.plan.cost import this_machine
-    from logotrain.recipe.defaults import with_dtype, with_positions
+    from logotrain.recipe.defaults import computes_bfloat16, with_dtype, with_positions
 
     check_inputs(recipe, output)
     card, num_processes = this_machine()
-    recipe = with_dtype(recipe, gpu=card != "cpu")
+    recipe = with_dtype(recipe, gpu=computes_bfloat16())
     check_strategy(recipe, num_processes)
     quiet_transformers()  # before PEFT is imported
 

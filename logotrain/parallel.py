@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(minutes=60)
-"""The longest time that a process waits for the others. Reading 16 GB of weights over a slow network takes long."""
+TIMEOUT = timedelta(minutes=60)
+"""The longest time that a process waits for the others, in every group. Reading 16 GB of weights over a slow
+network takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def launched() -> Iterator[World]:
     if distributed.is_initialized():
         yield world
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
         yield world
     finally:
@@ -196,6 +197,7 @@ def shard(model: nn.Module, recipe: TrainRecipe, world: World) -> None:
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.distributed_c10d import _set_pg_timeout
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     from logotrain.model.recompute import decoder_layers
@@ -203,8 +205,11 @@ def shard(model: nn.Module, recipe: TrainRecipe, world: World) -> None:
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if recipe.mixed_precision else MixedPrecisionPolicy()
     shares = recipe.parallel.shares(world.size)
     sizes = {"shard": shares} if shares == world.size else {"replicate": world.size // shares, "shard": shares}
+    mesh = init_device_mesh(world.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    for group in mesh.get_all_groups():  # those of several dimensions are new ones
+        _set_pg_timeout(TIMEOUT, group)
     settings: dict[str, Any] = {
-        "mesh": init_device_mesh(world.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes)),
+        "mesh": mesh,
         "reshard_after_forward": recipe.parallel.reshard_after_forward,
         "mp_policy": policy,
     }

@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig
@@ -21,9 +20,10 @@ from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
 from logotrain.model.sharded_loading import Shares, why_whole
-from logotrain.parallel import World, shard
+from logotrain.parallel import TIMEOUT, World, shard
 from logotrain.plan.choices import check_context_size, check_recompute, check_strategy, choose_step, least_memory
 from logotrain.plan.cost import CARDS, this_machine
+from logotrain.plan.host import free_bytes
 from logotrain.plan.memory import gigabytes
 from logotrain.plan.shape import ModelShape, layer_weights, model_shape
 from logotrain.plan.step import StepPlan
@@ -65,13 +65,18 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     check_strategy(recipe, world.size)
     config = load_config(recipe.model)
     traits = read_traits(config)
+    shape = _shape(config)
     attention = choose_attention(
-        traits, world.device, getattr(torch, recipe.dtype), sharing=recipe.sharing, wanted=recipe.attention
+        traits,
+        world.device,
+        getattr(torch, recipe.dtype),
+        sharing=recipe.sharing,
+        wanted=recipe.attention,
+        head_width=0 if isinstance(shape, str) else shape.head_width,
     )
     note(f"attention: {attention}")
     num_heads = getattr(text_config(config), "num_attention_heads", 0)  # a model of states has none
     check_context_size(recipe, world.size, num_heads, "" if attention.shared else attention.reason)
-    shape = _shape(config)
     strategy, recompute, context_size = _decide(recipe, world, collator, layouts, attention, shape)
     check_recompute(recompute, attention.by)
     # One process has nothing to share; only FSDP's mixed precision keeps float32 weights and computes in bfloat16.
@@ -82,7 +87,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         autocast=torch.bfloat16 if recipe.narrow_adapters else None,
         plain_attention=traits.separate,
     )
-    model.context_group = context_group(context_size)
+    model.context_group = context_group(context_size, TIMEOUT)
     if not traits.tried:
         check_untried(model, recipe.model, gaps=recipe.positions.mode != "natural")
     if sharded and not attention.shared:
@@ -183,9 +188,5 @@ def _device_bytes(world: World) -> int:
 
 
 def _host_bytes() -> int:
-    """Return the memory that the machine has left, divided among the processes on it."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, StopIteration):  # Linux tells what is left
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Return the memory that is left here, divided among the processes on this machine."""
+    return free_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

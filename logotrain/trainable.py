@@ -25,7 +25,7 @@ from logodata.models.text_config import config_name, text_config
 from logodata.models.tiny import TOLERANCE, VOCABULARY, own_random_state, said, seed, small_model
 from logotrain.attention.choice import Traits
 from logotrain.attention.kernels import forget_rows
-from logotrain.attention.shared_prefix import attention_of, recorded_features, use_shared_prefix
+from logotrain.attention.shared_prefix import attention_of, recorded_features, use_shared_prefix, uses_kernels
 from logotrain.attention.variants import Feature
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.rope import scaled_config
@@ -280,10 +280,11 @@ def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        other = "set attention=sdpa, or " if uses_kernels(model) else ""
         raise UserError(
             f"{type(model).__name__} cannot compute a row: {said(error)}",
             where=name,
-            mend="use another model, such as Llama or Qwen",
+            mend=f"{other}use another model, such as Llama or Qwen",
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +57,10 @@ class SentenceEmbedder:
 
     def parts(self, text: str) -> list[str]:
         """Return the text in parts that fit the model. A text that does not fit is halved at a space, repeatedly."""
-        if len(self._model.tokenizer(text)["input_ids"]) <= self._model.max_seq_length:
+        longest = self._model.max_seq_length
+        if longest is None or longest == math.inf:  # a static model, whose tokenizer is of another kind
+            return [text]
+        if len(self._model.tokenizer(text)["input_ids"]) <= longest:
             return [text]
         middle = text.find(" ", len(text) // 2)
         if middle < 0:

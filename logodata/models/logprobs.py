@@ -7,10 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from logodata.models.text_config import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,6 +80,14 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
         # Some models do not know the part's name (Llama 4 in transformers 5.19).
         decoder = next(child for child in model.children() if hasattr(child, "get_decoder"))
     return model if decoder is model else decoder_of(decoder)
+
+
+def unread_weights(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the weights that text never reaches: what is neither decoder nor head of a model that sees or hears."""
+    if text_config(model.config) is model.config:
+        return []
+    read = {*decoder_of(model).parameters(), *model.get_output_embeddings().parameters()}
+    return [weight for weight in model.parameters() if weight not in read]
 
 
 class _States(BaseModelOutputWithPast):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
 
@@ -24,6 +25,22 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     except ValueError as error:
         mend = "take a model that writes text, such as Llama or Qwen"
         raise UserError("the model's config holds several text models", where=config_name(config), mend=mend) from error
+
+
+def in_text_config(config: PreTrainedConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of the text decoder's config as they lie in the whole config: as they are, or nested by the names
+    of the configs around them, such as ``{"text_config": values}``."""
+    inner = text_config(config)
+
+    def nested(outer: PreTrainedConfig) -> dict[str, Any] | None:
+        if outer is inner:
+            return dict(values)
+        for name, value in vars(outer).items():
+            if hasattr(value, "get_text_config") and (found := nested(value)) is not None:
+                return {name: found}
+        return None
+
+    return nested(config) or {}
 
 
 def config_name(config: PreTrainedConfig) -> str:

@@ -183,7 +183,8 @@ def seed(number: int) -> None:
 def own_random_state() -> Iterator[None]:
     """Restore the state of all random generators at the end of the block."""
     numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng():
+    # Of several GPUs, the one that this process uses: torch would warn that it restores them all.
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         try:
             yield
         finally:

@@ -116,7 +116,8 @@ class Rounds:
     def first_steps(self) -> Iterator[Step]:
         """Yield the commands before the first round."""
         if self.builds_held_out:
-            yield self._step("held-out data", "build", f"source.path={self.held_out}", output=self.held_out_data)
+            source = (f"source.path={self.held_out}", "source.max_documents=null")
+            yield self._step("held-out data", "build", *source, output=self.held_out_data)
         yield self._measure("the model as it is", self.measured(0))
 
     def steps(self, number: int) -> Iterator[Step]:
@@ -218,6 +219,10 @@ def check_recipe(rounds: Rounds) -> None:
     if train.tuning == "full":
         mend = "use train.tuning=lora"
         raise UserError("full tuning leaves no adapter for the next round", where="train.tuning=full", mend=mend)
+    if rounds.builds_held_out and build.source.questions is not None:
+        mend = "build their data set first, and give its folder: logodata build HELD_OUT source.questions=FILE -o DIR"
+        what = "it holds the questions of the training documents, and not those of the held-out ones"
+        raise UserError(what, where=f"build.source.questions={build.source.questions}", mend=mend)
     if _fingerprint(rounds, build.source) == source_fingerprint(build.source):
         mend = "give --held-out other documents"
         raise UserError("the rounds are trained on these documents, too", where=rounds.held_out, mend=mend)

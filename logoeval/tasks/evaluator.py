@@ -31,6 +31,8 @@ class Evaluator(Generic[SettingsT]):
     made again."""
     generates: bool = True
     """Whether the engine writes responses. Else the model's weights are asked for log-probabilities alone."""
+    scores: bool = False
+    """Whether the model's weights are asked for log-probabilities."""
     reasons: Callable[[SettingsT], bool] | None = None
     """Whether the model may reason before it responds, where that depends on the settings; else it may wherever the
     engine writes responses (:meth:`may_reason`)."""

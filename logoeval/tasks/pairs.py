@@ -167,4 +167,6 @@ def inputs(settings: PairsSettings) -> Iterator[tuple[str, Path]]:
         check_pairs(iterate_samples(settings.data), str(settings.data), mend=_ASK)
 
 
-EVALUATOR = Evaluator(settings=PairsSettings, version=1, describe=describe, run=run, inputs=inputs, limits=qa.limits)
+EVALUATOR = Evaluator(
+    settings=PairsSettings, version=1, describe=describe, run=run, scores=True, inputs=inputs, limits=qa.limits
+)

@@ -339,5 +339,5 @@ def inputs(settings: PerplexitySettings) -> Iterator[tuple[str, Path]]:
 
 
 EVALUATOR = Evaluator(
-    settings=PerplexitySettings, version=1, describe=describe, run=run, inputs=inputs, generates=False
+    settings=PerplexitySettings, version=1, describe=describe, run=run, inputs=inputs, generates=False, scores=True
 )

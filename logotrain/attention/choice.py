@@ -73,6 +73,7 @@ def choose_attention(
     *,
     sharing: Literal["auto", "prompt", "none"] = "auto",
     wanted: Literal["auto", Backend] = "auto",
+    head_width: int = 0,
     here: bool = True,
 ) -> AttentionChoice:
     """Choose how the attention of a model is computed on a device.
@@ -83,7 +84,7 @@ def choose_attention(
         dtype: of queries, keys and values.
         sharing: see :class:`logotrain.recipe.settings.TrainRecipe`.
         wanted: the back end that is asked for.
-        here: see :func:`logotrain.attention.shared_prefix.choose_backend`.
+        head_width, here: see :func:`logotrain.attention.shared_prefix.choose_backend`.
 
     Raises:
         UserError: what is asked for cannot be computed.
@@ -91,7 +92,9 @@ def choose_attention(
     obstacle = traits.obstacle or ("as asked for" if sharing == "none" else "")
     if not obstacle:
         try:
-            return AttentionChoice(True, *choose_backend(wanted, device, dtype, features=traits.features, here=here))
+            features = traits.features
+            by = choose_backend(wanted, device, dtype, features=features, head_width=head_width, here=here)
+            return AttentionChoice(True, *by)
         except UserError as error:
             if wanted != "auto" or sharing == "prompt":
                 raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -63,14 +64,15 @@ class ContextGroup:
 ALONE = ContextGroup()
 
 
-def context_group(size: int) -> ContextGroup:
+def context_group(size: int, timeout: timedelta | None = None) -> ContextGroup:
     """Return this process's group, where the first ``size`` processes of the run are one, the next ``size`` another.
 
-    All processes of the run call this, and ``size`` divides their number.
+    All processes of the run call this, and ``size`` divides their number. ``timeout`` is the longest time that one
+    waits for the others; None is torch's.
     """
     if size == 1:
         return ALONE
-    processes, _ = distributed.new_subgroups(group_size=size)
+    processes, _ = distributed.new_subgroups(group_size=size, timeout=timeout)
     return ContextGroup(distributed.get_rank(processes), size, processes)
 
 

@@ -66,6 +66,7 @@ def choose_backend(
     dtype: torch.dtype,
     *,
     features: Collection[Feature] = (),
+    head_width: int = 0,
     here: bool = True,
 ) -> tuple[Backend, str]:
     """Choose the attention back end for ``device``, and return it with the reason.
@@ -75,6 +76,7 @@ def choose_backend(
         device: device of the model.
         dtype: dtype of queries, keys and values.
         features: the variants of attention that the model's layers ask for.
+        head_width: features of the widest query head; 0 if that is not known.
         here: whether this machine has the device. If not, a GPU is taken to be new enough for flash, and its kernels to
             be installed.
 
@@ -83,8 +85,8 @@ def choose_backend(
             none does both.
     """
     obstacles: dict[Backend, str] = {
-        "flash": _why_not_flash(device, dtype, here=here),
-        "flex": "" if device.type == "cuda" else f"FlexAttention has no backward pass on {device.type}",
+        "flash": _why_not_flash(device, dtype, head_width, here=here),
+        "flex": _why_not_flex(device, dtype, here=here),
         "sdpa": "",
     }
     for backend, obstacle in obstacles.items():
@@ -103,16 +105,35 @@ def choose_backend(
     return "sdpa", f"no flash, no flex: {obstacles['flex']}"
 
 
-def _why_not_flash(device: torch.device, dtype: torch.dtype, *, here: bool) -> str:
+_FLASH_WIDTH, _FLASH_STEP = 256, 8
+"""The widest head of flash kernels, and what divides the width of each (flash-attn, csrc/flash_attn/flash_api.cpp)."""
+
+
+def _why_not_flash(device: torch.device, dtype: torch.dtype, head_width: int, *, here: bool) -> str:
     if device.type != "cuda":
         return f"its kernels need CUDA, the device is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"its kernels compute in bfloat16 or float16, not {_name(dtype)}"
-    if here and torch.cuda.get_device_capability(device) < (8, 0):
+    if head_width > _FLASH_WIDTH or head_width % _FLASH_STEP:
+        return f"its kernels take heads of {_FLASH_STEP}, 16, ... {_FLASH_WIDTH} features, this model has {head_width}"
+    if here and _is_old(device):
         return f"{torch.cuda.get_device_name(device)} is older than its kernels (compute capability 8.0)"
     if here and varlen_kernel() is None:
         return "torch was built without it and flash-attn is not installed"
     return ""
+
+
+def _why_not_flex(device: torch.device, dtype: torch.dtype, *, here: bool) -> str:
+    if device.type != "cuda":
+        return f"FlexAttention has no backward pass on {device.type}"
+    if dtype == torch.bfloat16 and here and _is_old(device):
+        # torch would compute without compiling, with all scores in memory.
+        return f"torch compiles no bfloat16 for {torch.cuda.get_device_name(device)} (compute capability 8.0)"
+    return ""
+
+
+def _is_old(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -166,6 +187,11 @@ _recorders: list[set[Feature]] = []
 def shares_prompt(model: PreTrainedModel) -> bool:
     """Return whether a model is inside of :func:`use_shared_prefix`."""
     return model.config._attn_implementation in _INTERFACE_NAMES.values()
+
+
+def uses_kernels(model: PreTrainedModel) -> bool:
+    """Return whether a model's attention is that of kernels which are for some devices and sizes only."""
+    return model.config._attn_implementation in {_INTERFACE_NAMES["flash"], _INTERFACE_NAMES["flex"]}
 
 
 def shared_prefix_attention(
@@ -230,6 +256,9 @@ def shared_prefix_attention(
     unknown += sorted(variant.features - _COMPUTES[backend])
     if unknown:
         raise ValueError(f"{backend} does not compute attention with {', '.join(unknown)}")
+
+    # Autocast computes layer norms of queries and keys in float32 on CUDA, and kernels take one dtype.
+    query, key = query.to(value.dtype), key.to(value.dtype)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
         return _KERNELS[backend](query, key, value, shared_prefix, scaling, Variant(reach, softcap, sinks))

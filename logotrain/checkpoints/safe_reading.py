@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Collection
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
@@ -55,6 +56,15 @@ def load_checkpoint(state: dict[str, Any], folder: Path, *, alone: bool) -> None
         pass_on(error)  # torch wraps every exception in CheckpointException, even an interrupt
         cause, _ = next(iter(error.failures.values()))
         raise cause if isinstance(cause, UserError) else _refusal(folder, cause) from error
+
+
+def saved_names(folder: Path) -> Collection[str]:
+    """Return the dotted names of what a checkpoint holds, such as ``model.lm_head.weight``.
+
+    Raises:
+        UserError: the files are not a checkpoint of logotrain.
+    """
+    return _Reader(folder).read_metadata().state_dict_metadata.keys()
 
 
 class _Reader(FileSystemReader):
@@ -111,5 +121,8 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _refusal(folder: Path, error: BaseException) -> UserError:
+    if isinstance(error, OSError):  # the files may be as they should be
+        what = f"cannot read the checkpoint: {error.strerror or error}"
+        return UserError(what, where=str(folder), mend="check the file system, then run the same command again")
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return UserError(f"not a checkpoint that can be read safely: {reason}", where=str(folder), mend=_MEND)

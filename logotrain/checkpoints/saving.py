@@ -14,14 +14,14 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -38,13 +38,14 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.files import damage, put_aside, seal
 from logotrain.checkpoints.export import Adapter, explained_writes, trained_parameters
-from logotrain.checkpoints.safe_reading import load_checkpoint
+from logotrain.checkpoints.safe_reading import load_checkpoint, saved_names
 from logotrain.interrupt import StopFlag, Stopped
-from logotrain.parallel import World
+from logotrain.parallel import TIMEOUT, World
 from logotrain.recipe.settings import CheckpointSettings
 
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 _ADAPTER = "adapter"
+_MOMENTS = "optimizer.state."
 
 _POLL_S = 0.2
 """Seconds between two checks whether a command ended or the run was asked to stop."""
@@ -65,7 +66,7 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
         self._commands: list[tuple[subprocess.Popen[bytes], Path]] = []
         # Background writes have their own group, so that their messages do not mix with those of training.
-        self._group = None if world.size == 1 else distributed.new_group(backend="gloo")
+        self._group = None if world.size == 1 else distributed.new_group(backend="gloo", timeout=TIMEOUT)
         self._best = best
         world.on_main(self._remove_scratch)
 
@@ -162,7 +163,7 @@ class CheckpointWriter:
     def _remove_scratch(self) -> None:
         """Delete the folders that a killed process was writing or deleting."""
         for path in self._folder.glob(".step-*.tmp"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # a network file system keeps files that a command still reads
 
     def _remove_old(self) -> None:
         if self._settings.keep is not None:
@@ -172,7 +173,7 @@ class CheckpointWriter:
                 # The folder is renamed first, so that a kill leaves nothing that looks like a checkpoint.
                 scratch = _scratch(self._folder, old)
                 _path(self._folder, old).rename(scratch)
-                shutil.rmtree(scratch)
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def _start_command(self, template: str, target: Path, step: int) -> None:
         """Run the user's command beside training and write its output to a file."""
@@ -234,10 +235,44 @@ def restore_step(
 
 def _load(path: Path, model: PreTrainedModel | PeftModel, optimizer: Optimizer, world: World) -> None:
     state = _state(model, optimizer)
+    _leave_out_unused(state["optimizer"]["state"], saved_names(path))
     _quiet_alone()
     load_checkpoint(state, path, alone=world.size == 1)
     set_model_state_dict(model, state["model"], options=_TRAINED_ONLY)
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
+    if getattr(optimizer, "is_paged", False):
+        _set_paged(optimizer, model, state["optimizer"])
+    else:
+        set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
+
+
+def _leave_out_unused(moments: dict[str, Any], saved: Collection[str]) -> None:
+    """Drop from ``moments``, the optimizer state by weight, the weights of which the checkpoint has none.
+
+    An optimizer makes the state of a weight at its first gradient, and there may have been none, as for adapters in a
+    part of a model that runs without gradients.
+    """
+    unused = [
+        weight for weight, values in moments.items() if not any(f"{_MOMENTS}{weight}.{key}" in saved for key in values)
+    ]
+    if len(unused) < len(moments):  # a checkpoint without any moments is not one of this run
+        for weight in unused:
+            del moments[weight]
+
+
+def _set_paged(optimizer: Any, model: nn.Module, state: dict[str, Any]) -> None:
+    """Set the state of a paged optimizer of bitsandbytes, whose tensors are in its own buffers already.
+
+    Its own ``load_state_dict`` would copy the buffers to the device, for good.
+    """
+    names = {weight: name for name, weight in model.named_parameters()}
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        group.update((key, value) for key, value in saved.items() if key != "params")
+    for weight in [*optimizer.state]:
+        if (saved := state["state"].get(names[weight])) is None:
+            del optimizer.state[weight]
+            continue
+        own = optimizer.state[weight]
+        own.update((key, value) for key, value in saved.items() if key in own and not isinstance(value, Tensor))
 
 
 def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

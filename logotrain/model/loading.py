@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from logodata.common.console import note, progress
 from logodata.models.loading import load_config, load_model
+from logodata.models.logprobs import unread_weights
 from logotrain.model.adapters import add_adapters, start_from
 from logotrain.model.rope import scaled_config
 from logotrain.model.sharded_loading import Shares
@@ -39,6 +40,9 @@ def load_trainable(
             recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora"
         )
     base.config.use_cache = False
+    if recipe.tuning == "full":
+        for weight in unread_weights(base):  # weight decay would shrink them
+            weight.requires_grad_(False)
     if recipe.tuning == "qlora":
         _keep_differentiable(base)
     torch.manual_seed(recipe.seed)

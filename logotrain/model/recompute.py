@@ -76,7 +76,8 @@ def compile_layers(model: nn.Module) -> None:
     layers = decoder_layers(model)
     # Past its limit torch computes without compiling. Where that begins between a layer's forward pass and its second
     # one, the two save different tensors, and the backward pass fails.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16 * len(layers))
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 16 * len(layers)))
     for layer in layers:
         if isinstance(layer.forward, partial):
             raise ValueError("compile_layers comes before checkpoint_layers")
@@ -237,13 +238,16 @@ class _HostCopy:
         self._fetched: Tensor | None = None
         self._done: torch.cuda.Event | None = None
         if not tensor.is_cuda:
-            self._host = to_host(tensor)
+            self._host = [to_host(tensor)]
             return
         stream = _copy_stream(tensor.device)
         stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        self._shape = tensor.shape
         with torch.cuda.stream(stream):
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._host.copy_(tensor, non_blocking=True)
+            self._host = []
+            for part in tensor.flatten().split(pinned_sizes(tensor.numel())):
+                self._host.append(torch.empty(part.shape, dtype=part.dtype, pin_memory=True))
+                self._host[-1].copy_(part, non_blocking=True)
         tensor.record_stream(stream)  # its memory is free when the copy is done
 
     def back(self) -> Tensor:
@@ -263,11 +267,30 @@ class _HostCopy:
         if self._fetched is None and self._device.type == "cuda":
             stream = _copy_stream(self._device)
             with torch.cuda.stream(stream):
-                self._fetched = self._host.to(self._device, non_blocking=True)
+                self._fetched = torch.empty(self._shape, dtype=self._host[0].dtype, device=self._device)
+                parts = self._fetched.view(-1).split(pinned_sizes(self._fetched.numel()))
+                for part, host in zip(parts, self._host, strict=True):
+                    part.copy_(host, non_blocking=True)
             self._done = stream.record_event()
         elif self._fetched is None:
-            self._fetched = from_host(self._host, self._device)
+            self._fetched = from_host(self._host[0], self._device)
         return self._fetched
+
+
+def pinned_sizes(count: int) -> list[int]:
+    """Split a number of elements into powers of two, the largest first, and a rest below :data:`_LEAST_PINNED`.
+
+    torch rounds each block of pinned memory up to a power of two: a row of 129K tokens would take as much as 256K.
+    """
+    sizes: list[int] = []
+    while count >= _LEAST_PINNED:
+        sizes.append(1 << count.bit_length() - 1)
+        count -= sizes[-1]
+    return [*sizes, count] if count else sizes
+
+
+_LEAST_PINNED = 1 << 19
+"""Elements below which a part of a tensor is not split further."""
 
 
 def to_host(tensor: Tensor) -> Tensor:

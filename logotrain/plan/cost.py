@@ -216,7 +216,8 @@ def this_machine() -> tuple[str, int]:
     for name, card in CARDS.items():
         kind = name.partition("-")[0].removeprefix("rtx")
         same_size = card.memory_bytes is not None and abs(card.memory_bytes / device.total_memory - 1) < 0.05
-        if same_size and kind in device.name.lower().replace(" ", ""):
+        slower = "pcie" in device.name.lower() and "pcie" not in name  # such an H100 has three quarters of the rate
+        if same_size and not slower and kind in device.name.lower().replace(" ", ""):
             return name, processes
     CARDS[device.name] = Card(device.total_memory, None, host_link=_PCIE_4)
     return device.name, processes

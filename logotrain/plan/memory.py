@@ -116,7 +116,7 @@ class _Formulas:
         shape, trained = self.shape, self.trained
         share = 1 / self.step.shard_size if self.sharded else 1
         held = trained.total * share + self.full * self._uneven
-        frozen = 0.0
+        frozen = 4.0 * shape.unread_parameters
         if not self.full:
             frozen = self.b * shape.parameters
             if self.recipe.tuning == "qlora":

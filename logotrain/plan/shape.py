@@ -162,6 +162,7 @@ class ModelShape:
         tied: whether the token embedding and the head are one weight.
         layers: one for each kind of decoder layer.
         other_parameters: weights of the last norm, of a head that is not tied, and of what sees and hears.
+        unread_parameters: those of what sees and hears, which full tuning leaves as they are.
     """
 
     hidden: int
@@ -172,6 +173,12 @@ class ModelShape:
     layers: tuple[LayerShape, ...]
     embedding_parameters: int
     other_parameters: int
+    unread_parameters: int
+
+    @property
+    def head_width(self) -> int:
+        """Features of the widest query head; 0 if no layer attends to tokens."""
+        return max((layer.query_width for layer in self.layers if layer.attends), default=0) // self.num_heads
 
     @property
     def num_layers(self) -> int:
@@ -245,6 +252,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
     import torch
     from torch import nn
 
+    from logodata.models.logprobs import unread_weights
     from logotrain.model.recompute import decoder_layers, tiled_classes, tiled_modules
 
     where = config_name(config)
@@ -280,6 +288,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
         ),
         embedding_parameters=embedding.weight.numel(),
         other_parameters=model.num_parameters() - embedding.weight.numel() - sum(map(_count, layers)),
+        unread_parameters=sum(weight.numel() for weight in unread_weights(model)),
     )
 
 
@@ -441,7 +450,7 @@ def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
         UserError: see :func:`logotrain.model.targets.adapter_targets`.
     """
     if recipe.tuning == "full":
-        return Trained(frozenset(), frozenset(), 0, True, shape.parameters)
+        return Trained(frozenset(), frozenset(), 0, True, shape.parameters - shape.unread_parameters)
     paths = [linear.path for layer in shape.layers for linear in layer.linears if linear.adaptable]
     names, embedding = adapter_targets(recipe.lora, paths, shape.head, tied=shape.tied, where=recipe.model)
     chosen = frozenset(names)

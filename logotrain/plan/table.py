@@ -196,6 +196,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         getattr(torch, recipe.dtype),
         sharing=recipe.sharing,
         wanted=recipe.attention,
+        head_width=shape.head_width,
         here=False,
     )
     row_tokens = attention.row_tokens(recipe.row_tokens)

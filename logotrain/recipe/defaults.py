@@ -51,9 +51,9 @@ def load_train_recipe(
 
 
 def with_dtype(recipe: TrainRecipe, *, gpu: bool) -> TrainRecipe:
-    """Return ``recipe`` in float32 if there is no GPU and it sets no ``dtype``.
+    """Return ``recipe`` in float32 if there is no GPU that computes in bfloat16 and it sets no ``dtype``.
 
-    In bfloat16 a step takes minutes on most CPUs.
+    In bfloat16 a step takes minutes on most CPUs, and there are no kernels for GPUs older than Ampere.
     """
     return recipe if gpu or "dtype" in recipe.model_fields_set else recipe.model_copy(update={"dtype": "float32"})
 
@@ -86,7 +86,8 @@ def dtype_of_run(recipe: TrainRecipe, bound: Path | None) -> tuple[TrainRecipe, 
     if isinstance(before, dict) and before.get("dtype") in ("float32", "bfloat16"):
         settled, reason = recipe.model_copy(update={"dtype": before["dtype"]}), "as this run began"
     else:
-        settled, reason = with_dtype(recipe, gpu=has_gpu()), "this machine has no GPU"
+        reason = "this machine's GPU does not compute in it" if has_gpu() else "this machine has no GPU"
+        settled = with_dtype(recipe, gpu=computes_bfloat16())
     return settled, reason if settled.dtype != recipe.dtype else ""
 
 
@@ -94,3 +95,10 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def computes_bfloat16() -> bool:
+    """Return whether this machine has a GPU with instructions for bfloat16."""
+    import torch
+
+    return has_gpu() and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -134,6 +134,21 @@ def test_a_checkpoint_with_code_in_it_is_refused(
         assert trap.exists()
 
 
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
+    tiny_model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    optimizer = AdamW(tiny_model.parameters())
+    folder, scratch = tmp_path / "checkpoints" / "step-1", tmp_path / "checkpoints" / "scratch"
+    save(saving._state(tiny_model, optimizer), checkpoint_id=scratch, no_dist=True)
+    seal(scratch, folder)
+    monkeypatch.setattr(saving, "damage", lambda _: "")
+    (folder / name).rename(folder / "elsewhere")  # as on a node that has lost the file system
+    with pytest.raises(UserError, match="cannot read the checkpoint: No such file") as caught:
+        saving.restore(folder.parent, tiny_model, optimizer, World())
+    assert "delete" not in str(caught.value)
+
+
 def _calls() -> Iterator[tuple[Path, ast.Call, str]]:
     """Every call in the three packages, with the dotted name of what is called."""
     for package in ("logodata", "logotrain", "logoeval"):

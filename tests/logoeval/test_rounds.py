@@ -371,6 +371,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
         (["eval.engine.kind=vllm"], "train.lora.train_embeddings=false"),
         (["build.engine={kind: openai, base_urls: 'http://127.0.0.1:9'}"], "build.engine.kind=openai"),
         (["build.source.path=embedded:eval"], "are trained on these documents"),
+        (["build.source.questions=q.csv"], "it holds the questions of the training documents"),
         (["train.lora.init_adapter=x"], "train.lora.init_adapter: rounds begin with the model as it is"),
     ):
         assert main([*command, *more]) == 2

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +54,29 @@ def test_the_window_is_that_of_the_adapter(adapter: Path, tiny_model_dir: Path) 
         Session(reasons).check_room(7193, "niah.lengths")
     assert Session(recipe).model.config.max_position_embeddings == 8192
     assert Session(EvalRecipe(model=str(tiny_model_dir))).window == 2048
+
+
+def test_vllm_leaves_room_for_the_weights_that_score(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are on one GPU, and vLLM takes 90 % of it by default: what is too much is told before hours of answers."""
+    recipe = EvalRecipe(
+        model=str(tiny_model_dir), engine={"kind": "vllm", "dtype": "bfloat16"}, niah={}, ppl=PerplexitySettings()
+    )
+    session = Session(recipe)
+    session.check_room_beside_vllm()  # on a CPU the machine's memory is another one
+    monkeypatch.setitem(vars(session), "device", "cuda:1")
+    gpu = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: gpu)
+    session.check_room_beside_vllm()
+    gpu.total_memory = 24 << 30
+    said = r"log-probabilities need 6 GiB beside vLLM, of the GPU's 24 \(set it to 0\.74 or less\)"
+    with pytest.raises(UserError, match=said):
+        evaluate(recipe, ["niah", "ppl"], tmp_path / "out", session=session)
+    assert not (tmp_path / "out").exists()
+    gpu.total_memory = 8 << 30
+    with pytest.raises(UserError, match=r"set engine\.kind=transformers for these tasks"):
+        session.check_room_beside_vllm()
 
 
 def test_the_fingerprint_tells_ropes_apart(adapter: Path, tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from logodata.models.loading import load_model
 from logotrain.attention.choice import choose_attention
 from logotrain.cli import main
 from logotrain.loss.logprobs import LogprobModel
+from logotrain.plan.shape import model_shape
 from logotrain.recipe.settings import PositionSettings
 from logotrain.rows.collate import Collator, Row
 from logotrain.trainable import read_traits
@@ -112,6 +114,29 @@ def test_a_model_trains_goes_on_and_merges(
         torch.testing.assert_close(
             one(input_ids=ids).logits, other(input_ids=ids).logits, rtol=0, atol=2e-4, check_dtype=False
         )
+
+
+def test_full_tuning_leaves_what_sees_as_it_was_and_goes_on(
+    make_model_dir: Make, build_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, whole, cut = make_model_dir("llava"), tmp_path / "whole", tmp_path / "cut"
+    train = ["run", "--model", folder, "--data", str(build_dir), "tuning=full", "dtype=float32", "max_steps=2"]
+    train += ["checkpoint.every_steps=1", "checkpoint.keep=null", "collapse.num_prompts=0", "optimizer.lr=1e-3"]
+    assert main([*train, "optimizer.weight_decay=0.1", "-o", str(whole)]) == 0
+    counts = re.findall(r"([\d,]+) of ([\d,]+) weights are trained", " ".join(capsys.readouterr().err.split()))
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "final")
+    assert main([*train, "optimizer.weight_decay=0.1", "-o", str(cut)]) == 0
+    assert metrics(cut) == metrics(whole)
+
+    base, tuned, again = (load_model(str(path), dtype="float32") for path in (folder, whole / "final", cut / "final"))
+    before, after = dict(base.named_parameters()), dict(tuned.named_parameters())
+    assert all(torch.equal(weight, after[name]) for name, weight in again.named_parameters())
+    kept = {name for name, weight in before.items() if torch.equal(weight, after[name])}
+    assert kept == {name for name in before if "vision_tower" in name or "multi_modal_projector" in name}
+    shape = model_shape(base.config)
+    assert shape.unread_parameters == sum(before[name].numel() for name in kept)
+    assert counts == [(f"{shape.parameters - shape.unread_parameters:,}", f"{shape.parameters:,}")]
 
 
 def test_a_model_without_attention_trains(

@@ -224,7 +224,7 @@ def test_a_run_keeps_the_dtype_that_it_began_with(
     said = capsys.readouterr().err
     assert "dtype: float32 (this machine has no GPU; dtype=bfloat16 asks for the other)" in said
     assert json.loads((out / "recipe.resolved.json").read_text())["dtype"] == "float32"
-    monkeypatch.setattr(defaults, "has_gpu", lambda: True)
+    monkeypatch.setattr(defaults, "computes_bfloat16", lambda: True)
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "dtype: float32 (as this run began;" in said
@@ -343,7 +343,11 @@ def test_a_recipe_over_the_toys_is_warned_of_too(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("device", "gib", "card"),
-    [("NVIDIA H100 80GB HBM3", 79.1, "h100-80gb"), ("NVIDIA A100-SXM4-40GB", 39.4, "NVIDIA A100-SXM4-40GB")],
+    [
+        ("NVIDIA H100 80GB HBM3", 79.1, "h100-80gb"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "NVIDIA A100-SXM4-40GB"),
+        ("NVIDIA H100 PCIe", 79.1, "NVIDIA H100 PCIe"),
+    ],
 )
 def test_a_dry_run_plans_for_this_machine(device: str, gib: float, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(name=device, total_memory=int(gib * 2**30))

@@ -402,6 +402,19 @@ def test_reasoning_that_the_template_does_not_name_is_not_trained_on(
     }
 
 
+def test_the_judge_reads_the_answer_and_not_the_reasoning_that_is_kept(
+    tmp_path: Path, build: Callable[..., Engine], tiny_model_dir: Path
+) -> None:
+    engine = Thinking(tiny_model_dir, honest)
+    split = ("thinking_end=</reasoning>", "thinking_tokens=64", "generation.keep_reasoning=true")
+    build(tmp_path / "out", ON, "generation.max_new_tokens=64", *split, engines=[lambda *_: engine] * 2)
+    kept = read_samples(tmp_path / "out")
+    assert kept
+    assert all("reasoning>" in sample.chosen.text for sample in kept)
+    assert engine.verdicts_asked
+    assert not any("reasoning>" in engine.prompts[verdict] for verdict in engine.verdicts_asked)
+
+
 def test_a_judge_without_a_chat_template_is_given_its_own(
     tmp_path: Path, build: Callable[..., Engine], tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     PreTrainedConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5OmniConfig,
     RobertaConfig,
 )
 
@@ -31,10 +35,11 @@ from logodata.models.adapters import check_adapter, write_base_config
 from logodata.models.facts import limited_attention, model_fingerprint, model_window
 from logodata.models.known_shapes import known_shapes
 from logodata.models.loading import dtype_for, load_config, load_model, load_tokenizer, trained_rope
-from logodata.models.text_config import config_window, text_config
+from logodata.models.text_config import config_window, in_text_config, text_config
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.session import Session, rope_and_window
 from logoeval.tasks.needles.attention_trace import head_grid, trace_answers
+from tests.conftest import make_model
 from tests.logodata.engines.stub_server import free_url
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -146,6 +151,34 @@ def test_vllm_gets_the_rope_of_the_adapter(
     assert started["max_model_len"] == WINDOW
     VllmEngine(str(tiny_model_dir), EngineSettings(max_model_len=100), adapter=adapter)
     assert started["max_model_len"] == 100
+
+
+def test_the_rope_of_an_adapter_lies_where_vllm_reads_it() -> None:
+    """vLLM sets what it is told on the whole config, and reads the text decoder's."""
+    rope = {"rope_parameters": ROPES["yarn"], "max_position_embeddings": WINDOW}
+    assert in_text_config(make_model(269).config, rope) == rope
+    for config in (Gemma3Config(), Qwen2_5_VLConfig()):
+        told = in_text_config(config, rope)
+        assert told == {"text_config": rope}
+        for name, values in told.items():
+            getattr(config, name).update(values)
+        assert config.get_text_config().max_position_embeddings == WINDOW
+    assert in_text_config(Qwen2_5OmniConfig(), rope) == {"thinker_config": {"text_config": rope}}
+
+
+def test_a_tokenizer_of_mistral_s_own_format_beside_the_usual_one_is_not_taken(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM installs mistral_common, and with it transformers would take tekken.json, which has no chat template."""
+    folder = tmp_path / "mistral"
+    shutil.copytree(tiny_model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+    (folder / "tekken.json").write_text("{}")
+    monkeypatch.setattr("transformers.integrations.mistral.tokenizer.resolve_mistral_format", pytest.fail)
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.chat_template
+    assert tokenizer("the inn").input_ids == load_tokenizer(str(tiny_model_dir))("the inn").input_ids
 
 
 # Weights as the model cards give them, in billions.

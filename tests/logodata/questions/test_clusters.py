@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sklearn.cluster import HDBSCAN
+from transformers import PreTrainedTokenizerFast
 
 import logodata.contexts.embedding
 import logodata.questions.clusters
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import load_recipe
 from logodata.contexts.chunking import chunk_text
-from logodata.contexts.embedding import SentenceEmbedder
+from logodata.contexts.embedding import EmbeddingEvaluator, SentenceEmbedder
 from logodata.contract import Document
 from logodata.models.loading import load_tokenizer, resolve_embedding_model
 from logodata.prompts import PromptFormat, encode_text, numbered
@@ -101,6 +105,19 @@ def test_a_text_longer_than_the_embedding_model_reads_is_the_mean_of_its_parts(
     vectors = opened.encode_whole([TEXT * 2, short])
     np.testing.assert_allclose(vectors[0], mean / np.linalg.norm(mean), atol=1e-6)
     np.testing.assert_allclose(vectors[1], opened.encode([short])[0], atol=1e-6)
+
+
+def test_a_static_embedding_model_reads_texts_of_any_length_whole(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Its tokenizer is not one of transformers, and it has no longest text."""
+    torch.manual_seed(0)
+    static = StaticEmbedding(tiny_tokenizer.backend_tokenizer, embedding_dim=8)
+    SentenceTransformer(modules=[static]).save(str(tmp_path / "static"))
+    opened = SentenceEmbedder(str(tmp_path / "static"), 8, "evaluator.embedding_model")
+    assert opened.parts(TEXT * 9) == [TEXT * 9]
+    scores = EmbeddingEvaluator(str(tmp_path / "static"), 8).score([TEXT * 9, "Herring."], ["Herring."])
+    assert scores[0] == pytest.approx([float(np.dot(*opened.encode([TEXT * 9, "Herring."]))), 1.0], abs=1e-5)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from transformers import (
 from logodata.common.errors import UserError
 from logotrain.attention import kernels
 from logotrain.attention.kernels import Sequences
-from logotrain.attention.shared_prefix import Kernel, choose_backend, use_shared_prefix
+from logotrain.attention.shared_prefix import Kernel, choose_backend, shared_prefix_attention, use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.recipe.settings import Backend
 from logotrain.rows.collate import Row as CollatedRow
@@ -425,8 +425,39 @@ def test_auto_takes_the_best_that_runs(ampere: pytest.MonkeyPatch) -> None:
     ampere.setattr("logotrain.attention.shared_prefix.varlen_kernel", lambda: None)
     backend, reason = choose_backend("auto", CUDA, torch.bfloat16)
     assert (backend, reason) == ("flex", "no flash: torch was built without it and flash-attn is not installed")
+
+
+def test_heads_that_flash_kernels_do_not_take_are_left_to_flex(ampere: pytest.MonkeyPatch) -> None:
+    for width in (0, 64, 128, 192, 256):
+        assert choose_backend("auto", CUDA, torch.bfloat16, head_width=width)[0] == "flash"
+    for width in (512, 100):  # Gemma 4's full attention; none of the kernels' sizes
+        backend, reason = choose_backend("auto", CUDA, torch.bfloat16, head_width=width)
+        assert (backend, f"this model has {width}" in reason) == ("flex", True)
+        with pytest.raises(UserError, match=r"attention=flash: its kernels take heads of 8, 16, \.\.\. 256 features"):
+            choose_backend("flash", CUDA, torch.bfloat16, head_width=width, here=False)
+
+
+def test_an_old_gpu_gets_what_it_can_compile(ampere: pytest.MonkeyPatch) -> None:
     ampere.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
-    assert "Some Card is older" in choose_backend("auto", CUDA, torch.bfloat16)[1]
+    for dtype in (torch.float16, torch.float32):
+        assert choose_backend("auto", CUDA, dtype)[0] == "flex"
+    assert "Some Card is older" in choose_backend("auto", CUDA, torch.float16)[1]
+    backend, reason = choose_backend("auto", CUDA, torch.bfloat16)
+    assert (backend, "compiles no bfloat16 for Some Card" in reason) == ("sdpa", True)
+    assert choose_backend("auto", CUDA, torch.bfloat16, here=False)[0] == "flash"
+
+
+def test_norms_that_widen_queries_and_keys_change_no_dtype() -> None:
+    """On CUDA autocast computes the layer norms of Persimmon's queries and keys in float32."""
+    layout = RowLayout((SharedPrefixLayout(5, (3, 2)),))
+    states = torch.randn(3, 1, 2, layout.total_length, 8).bfloat16()
+    query, key, value = states
+    for backend in ("sdpa", "dense"):
+        narrow, _ = shared_prefix_attention(nn.Identity(), *states, None, backend=backend, shared_prefix=layout)
+        wide, _ = shared_prefix_attention(
+            nn.Identity(), query.float(), key.float(), value, None, backend=backend, shared_prefix=layout
+        )
+        assert torch.equal(wide, narrow)
 
 
 @pytest.mark.usefixtures("ampere")

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.optim import AdamW
@@ -48,7 +49,7 @@ def advance(model: PeftModel, optimizer: AdamW) -> None:
     optimizer.step()
 
 
-def trained(model: PeftModel) -> dict[str, torch.Tensor]:
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
@@ -58,13 +59,13 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert torch.equal(found[name], value), name
 
 
-def save(folder: Path, step: int, model: PeftModel, optimizer: AdamW, **settings: Any) -> None:
+def save(folder: Path, step: int, model: Any, optimizer: AdamW, **settings: Any) -> None:
     writer = saving.CheckpointWriter(folder, CheckpointSettings(**settings), World())
     writer.save(step, model, optimizer)
     writer.close()
 
 
-def restore(folder: Path, model: PeftModel, optimizer: AdamW) -> int:
+def restore(folder: Path, model: Any, optimizer: AdamW) -> int:
     return saving.restore(folder, model, optimizer, World())
 
 
@@ -72,6 +73,42 @@ def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+class Unused(nn.Module):
+    """One layer gets gradients and the other none, as in a part of a model that runs without them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            bias = self.unused(inputs)
+        return self.used(inputs) + bias
+
+
+def test_weights_that_get_no_gradient_keep_no_run_from_going_on(tmp_path: Path) -> None:
+    def advance_once(model: Unused, optimizer: AdamW) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+
+    torch.manual_seed(0)
+    model = Unused()
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    advance_once(model, optimizer)
+    save(tmp_path, 1, model, optimizer)
+    advance_once(model, optimizer)
+
+    again = Unused()
+    again_optimizer = AdamW(again.parameters(), lr=0.1)
+    assert restore(tmp_path, again, again_optimizer) == 1
+    assert len(again_optimizer.state) == 2  # of the used layer, as without a stop
+    advance_once(again, again_optimizer)
+    assert_same(trained(again), trained(model))
+    assert torch.equal(again.unused.weight, start["unused.weight"])
 
 
 @pytest.mark.parametrize(("tied", "train_embeddings"), [(False, False), (False, True), (True, True)])
@@ -278,7 +315,7 @@ def test_what_a_kill_left_is_removed(
     (tmp_path / ".step-7.tmp").mkdir()
     (tmp_path / ".step-7.tmp" / "half").touch()
 
-    def killed(folder: Path) -> None:
+    def killed(folder: Path, **_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

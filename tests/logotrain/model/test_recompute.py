@@ -36,6 +36,7 @@ from logotrain.model.recompute import (
     checkpoint_layers,
     compile_layers,
     decoder_layers,
+    pinned_sizes,
     tile_tokens,
     tiled_classes,
     tiled_modules,
@@ -189,6 +190,17 @@ def test_a_row_without_gradients_runs_in_tiles_too(tiny_model: LlamaForCausalLM)
         expected = loss_of(tiny_model, ONE)
         checkpoint_layers(tiny_model, "offloaded")
         assert torch.allclose(loss_of(tiny_model, ONE), expected, rtol=1e-6)
+
+
+def test_pinned_blocks_are_powers_of_two() -> None:
+    """torch would round others up: the 131,840 tokens of a prompt of 128K and its answers to 262,144."""
+    for count in (1, 2**19, 2**19 + 1, 3 * 2**25, 131_840 * 4096, 8_705 * 5120):
+        *large, rest = sizes = pinned_sizes(count)
+        assert sum(sizes) == count
+        assert large == sorted(large, reverse=True)
+        assert all(size.bit_count() == 1 and size >= 2**19 for size in large)
+        assert rest <= 2**19 or rest.bit_count() == 1
+    assert pinned_sizes(0) == []
 
 
 def test_what_runs_in_tiles_is_found_by_trying(tiny_model: LlamaForCausalLM) -> None:
