@@ -2,6 +2,7 @@
 # make evidence  the study of docs/results: every row, about seven hours on two cores; SCALE=large for ten times
 #                the data, SCALE=gpu for that on a GPU, both with EVIDENCE_ARGS="--fairytaleqa DIR"
 # make test    the CPU test suite                make check   format, lint, types, import contracts
+# make test-slow   all kinds of models, runs of several processes, lost machines, benchmarks in small
 # make test-vllm   the same samples through real vLLM (CPU build) and its server
 # make test-newest  the CPU test suite on the newest versions that pyproject.toml allows, in an environment of its own
 PYTHON ?= python3
@@ -26,7 +27,7 @@ export LOGO_PROGRESS ?= plain
 # Without files of bytecode, which some images turn off, each command would compile torch and transformers for ten seconds.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: cache demo evidence test test-vllm test-newest test-demo check format clean install install-dev
+.PHONY: cache demo evidence test test-slow test-vllm test-newest test-demo check format clean install install-dev
 
 demo: $(DEMO)/report.html
 	@echo; echo "Open $(DEMO)/report.html in a browser."
@@ -92,8 +93,14 @@ evidence: $(VENV)/.installed
 # A worker of one thread on each core: two threads of torch beside another worker's are slower than one. Each worker gets
 # neighbours, because the tests of a file share what is slow to make, and one that is done takes over half of what another
 # has left.
+TEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(nproc) --dist worksteal
+HERE = not gpu and not vllm and not demo
+
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(nproc) --dist worksteal -m "not gpu and not vllm and not demo"
+	$(TEST) -m "not slow and $(HERE)"
+
+test-slow: $(VENV)/.installed-dev
+	$(TEST) -m "slow and $(HERE)"
 
 test-vllm: $(VENV)/.installed-vllm
 	$(BIN)/pytest -m vllm
@@ -104,7 +111,7 @@ test-newest:
 	@$(NEWEST)/bin/pip install -qq --no-compile --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
 	@$(NEWEST)/bin/pip install -qq --no-compile --disable-pip-version-check --no-deps $(EMBEDDED)
 	@$(NEWEST)/bin/pip list --disable-pip-version-check | grep -iE '^(torch|transformers|peft|datasets|numpy) '
-	$(NEWEST)/bin/pytest -m "not gpu and not vllm and not demo" $(TEST_ARGS)
+	$(NEWEST)/bin/pytest -m "$(HERE)" $(TEST_ARGS)
 
 test-demo: $(VENV)/.installed-dev
 	$(BIN)/pytest -m demo

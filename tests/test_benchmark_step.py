@@ -17,6 +17,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_variants_agree_and_the_report_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import step

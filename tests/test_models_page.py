@@ -33,6 +33,7 @@ def test_the_table_has_every_kind() -> None:
     assert list(table()) == kinds()
 
 
+@pytest.mark.slow
 @needs_the_version
 @pytest.mark.parametrize("kind", kinds())
 def test_a_row_of_the_table_is_what_the_probe_finds(kind: str) -> None:

@@ -54,22 +54,24 @@ class ResponseLog:
         self._memory: dict[str, dict[str, Any]] = {}
         self._cached: dict[str, dict[str, Any]] = {} if cache is None else _read_cache(cache)
 
+    @property
+    def _own(self) -> Mapping[str, dict[str, Any]]:
+        return self._memory if self._log is None else self._log
+
     def missing(self, requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
         """Return the requests without a response, of equal ones the first."""
-        own: Mapping[str, dict[str, Any]] = self._memory if self._log is None else self._log
         found: dict[str, GenerationRequest] = {}
         for request in requests:
             key = request_key(request, self._model)
-            if key not in own and key not in self._cached:
+            if key not in self._own and key not in self._cached:
                 found.setdefault(key, request)
         return list(found.values())
 
     def get(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin] | None:
         """Return the response to a request and where it came from; None if there is none."""
         key = request_key(request, self._model)
-        own: Mapping[str, dict[str, Any]] = self._memory if self._log is None else self._log
-        origin: ResponseOrigin = "live" if key in own else "cache"
-        record = own.get(key) or self._cached.get(key)
+        origin: ResponseOrigin = "live" if key in self._own else "cache"
+        record = self._own.get(key) or self._cached.get(key)
         if record is None:
             return None
         return _result(request.id, record), origin
@@ -93,8 +95,7 @@ class ResponseLog:
 
     def own(self) -> Iterator[GenerationResult]:
         """Yield the responses of this log, those of the cache left out."""
-        own: Mapping[str, dict[str, Any]] = self._memory if self._log is None else self._log
-        yield from (_result(key, record) for key, record in own.items())
+        yield from (_result(key, record) for key, record in self._own.items())
 
     def forget(self) -> None:
         """Drop the responses that are only in memory."""

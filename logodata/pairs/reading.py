@@ -76,7 +76,7 @@ def read_pair(row: PairRow, form: PairFormat) -> Pair:
     _check_not_empty(chosen, "chosen")
     for answer in rejected:
         _check_not_empty(answer, "rejected")
-    if any(_same(chosen, answer) for answer in rejected):
+    if chosen in rejected:
         raise PairFault("equal_responses", "a dis-preferred response is equal to the preferred one")
     _check_scores(row)
     given = row["id"]
@@ -151,7 +151,7 @@ def _text_export(row: PairRow) -> _Read:
 
 def _standard_implicit(row: PairRow) -> _Read:
     chosen, rejected = _text_chosen(row), _texts(row)
-    end = min((_shared_length(chosen, other) for other in rejected), default=0)
+    end = min((_num_shared(chosen, other) for other in rejected), default=0)
     shared = chosen[:end]
     if _SPEAKER in shared:
         end = shared.rindex(_SPEAKER) + len(_SPEAKER)
@@ -373,13 +373,6 @@ def _check_not_empty(answer: Answer, what: str) -> None:
         raise PairFault("empty_chosen" if what == "chosen" else "empty_rejected", f"{what} has no text")
 
 
-def _same(one: Answer, other: Answer) -> bool:
-    return one == other
-
-
-def _shared_length(one: str, other: str) -> int:
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _num_shared(one: Sequence[Message], other: Sequence[Message]) -> int:
+def _num_shared(one: Sequence[object], other: Sequence[object]) -> int:
+    """Return how many messages, or characters, two begin with alike."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

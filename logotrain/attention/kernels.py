@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as _sdpa
 
 from logotrain.attention.variants import FULL, PLAIN, Reach, Variant
-from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+from logotrain.rows.layout import RowLayout
 
 Attention = Callable[[Tensor, Tensor, Tensor, RowLayout, float | None, Variant], Tensor]
 """``attention(query [H, N, D], key [H_kv, N, D], value [H_kv, N, D_v], layout, scaling, variant)``: [H, N, D_v]. One
@@ -109,34 +109,31 @@ def _with_sink_key(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([key, sink], 2), torch.cat([value, torch.zeros_like(value[:, :, :1])], 2)
 
 
-@lru_cache(maxsize=8)  # every layer of a row asks for the same ones, and a model has at most a few kinds of layers
+@lru_cache(maxsize=2)  # every layer of a row asks for the same ones, and models have at most two kinds of layers
 def _masks(
     layout: RowLayout, reach: Reach, sinks: bool, device: torch.device
 ) -> tuple[tuple[Tensor | None, Tensor], ...]:
     """Return two bool masks for each sample: [P, P] of its prompt, where causality is not all, and [sum R, N_s] of the
     tokens that each response token attends to. With ``sinks`` a last column stands for the sink."""
     causal = reach == FULL and not sinks
-
-    def mask(sample: SharedPrefixLayout, queries: slice, keys: slice) -> Tensor:
-        return pad(_mask(sample, reach, queries, keys), (0, int(sinks)), value=True).to(device)
-
     found: list[tuple[Tensor | None, Tensor]] = []
     for sample in layout.samples:
-        prompt, responses = slice(sample.prompt_length), slice(sample.prompt_length, None)
+        attends, tokens = (
+            mask_mod(RowLayout((sample,)), device, reach),
+            torch.arange(sample.total_length, device=device),
+        )
+        prompt, responses = tokens.split([sample.prompt_length, sample.total_length - sample.prompt_length])
         # A prompt of 32K tokens would have a mask of 1 GB.
-        of_prompt = None if causal else mask(sample, prompt, prompt)
-        found.append((of_prompt, mask(sample, responses, slice(None))))
+        of_prompt = None if causal else _mask(attends, prompt, prompt, sinks)
+        found.append((of_prompt, _mask(attends, responses, tokens, sinks)))
     return tuple(found)
 
 
-def _mask(sample: SharedPrefixLayout, reach: Reach, queries: slice, keys: slice) -> Tensor:
-    """Return which of a sample's tokens ``keys`` its tokens ``queries`` attend to, bool [queries, keys]."""
-    _, part, index = _places(RowLayout((sample,)))
-    query, own, key, of = index[queries, None], part[queries, None], index[keys], part[keys]
-    return (key <= query) & ((of == 0) | (of == own)) & reach.visible(query, key)
+def _mask(attends: Callable[..., Tensor], queries: Tensor, keys: Tensor, sinks: bool) -> Tensor:
+    return pad(attends(keys, keys, queries[:, None], keys), (0, int(sinks)), value=True)
 
 
-def _places(layout: RowLayout, filling: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def _places(layout: RowLayout, filling: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each token of a row the number of its sample, of its part of the sample (0 is the prompt), and its
     index in the sequence of the prompt and its response; int64 [N + filling] each. Padding and the filling after it are
     samples of their own."""

@@ -18,6 +18,8 @@ from tests.logotrain.conftest import sample_of
 from tests.tiny_models import SIZES as TINY
 from tests.tiny_models import make_tiny
 
+pytestmark = pytest.mark.slow
+
 FULL = {"strategy": "replicate", "tuning": "full"}
 LORA = {"strategy": "replicate"}
 

@@ -23,6 +23,8 @@ from tests.distributed.folders import RunFolders
 from tests.logotrain.conftest import sample_of
 from tests.tiny_models import SIZES, make_tiny
 
+pytestmark = pytest.mark.slow
+
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", SIZES),
     "tied": ("llama", {**SIZES, "tie_word_embeddings": True}),

@@ -23,6 +23,8 @@ from tests.distributed.folders import RunFolders
 from tests.logotrain.conftest import sample_of
 from tests.logotrain.test_trackers import read_tensorboard
 
+pytestmark = pytest.mark.slow
+
 CASES: dict[str, dict[str, Any]] = {
     "replicate": {"strategy": "replicate", "report_to": ["tensorboard"]},
     "shard": {"strategy": "shard", "train_embeddings": True},

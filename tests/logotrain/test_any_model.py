@@ -28,6 +28,8 @@ from logotrain.trainable import read_traits
 from tests.data_sets import TIMES
 from tests.tiny_models import MODELS, VOCABULARY, make_tiny, save_tiny
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., str]
 
 SEPARATE = {"qwen3_5", "bloom", "gemma2", "stablelm", "falcon_h1"}

@@ -99,6 +99,7 @@ def test_a_slow_start_of_ray_is_tried_again(failures: int, code: str | None) -> 
     assert (ray.starts, ray.ends) == (3, failures)
 
 
+@pytest.mark.slow  # Ray waits for it for a minute
 def test_a_lost_node_costs_nothing(tmp_path: Path, tiny_model_dir: Path) -> None:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
