@@ -93,14 +93,15 @@ evidence: $(VENV)/.installed
 # A worker of one thread on each core: two threads of torch beside another worker's are slower than one. Each worker gets
 # neighbours, because the tests of a file share what is slow to make, and one that is done takes over half of what another
 # has left.
-TEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(nproc) --dist worksteal
+TEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(nproc)
 HERE = not gpu and not vllm and not demo
 
 test: $(VENV)/.installed-dev
-	$(TEST) -m "not slow and $(HERE)"
+	$(TEST) --dist worksteal -m "not slow and $(HERE)"
 
+# Whole files: what the tests of one share takes two minutes to make.
 test-slow: $(VENV)/.installed-dev
-	$(TEST) -m "slow and $(HERE)"
+	$(TEST) --dist loadfile -m "slow and $(HERE)"
 
 test-vllm: $(VENV)/.installed-vllm
 	$(BIN)/pytest -m vllm

@@ -200,8 +200,9 @@ class Outcomes:
         return [f"{one.label} (seed {', '.join(seeds)})" for one, seeds in left.items() if seeds]
 
     def has_collapsed(self, row: Row, seed: int, rate: float | None = None) -> bool:
-        """Return whether a training collapsed, by default that at the row's own learning rate."""
-        return has_collapsed(self.study, row, seed, rate or self.study.rate(row, self.rates), self._collapsed)
+        """Return whether a training collapsed, by default that at the row's own learning rate, once it is chosen."""
+        rate = rate or self.rates.get(row.rate_of or row.name)
+        return rate is not None and has_collapsed(self.study, row, seed, rate, self._collapsed)
 
     def row(self, name: str) -> Row:
         """Return the row with this name."""

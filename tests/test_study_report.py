@@ -172,6 +172,9 @@ def test_a_rate_at_which_the_model_collapsed_is_not_chosen(large: Study) -> None
     assert "| + LOGO (M=2, λ=0.1) | - | **40.0** | collapsed | 40.0 | - |" in rates_table(outcomes).markdown()
     assert outcomes.missing == []
     assert outcomes.collapsed_seeds(LARGE.row("solopo")) == (2,)
+    # Before a method has its rate, a pilot that collapsed says nothing of its row.
+    unchosen = Outcomes(large, {name: rate for name, rate in rates.items() if name != LOGO}, collapsed)
+    assert unchosen.collapsed_seeds(LARGE.row(LOGO)) == ()
 
 
 def test_seeds_are_paired_by_name_and_a_row_that_collapsed_confirms_nothing(study: Study, tmp_path: Path) -> None:
