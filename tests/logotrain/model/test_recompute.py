@@ -351,6 +351,7 @@ def test_compiled_layers_compute_the_same(tiny_tokenizer: PreTrainedTokenizerBas
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_compiled_layers_take_any_layout_and_any_recompute(
     tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def test_a_router_may_get_one_and_is_trained_with_its_loss(
     assert line["router_loss"] > 2  # even is 2 experts a token
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_the_same_adapters(
     make_recipe: Recipes,
     tiny_tokenizer: PreTrainedTokenizerBase,
