@@ -58,11 +58,11 @@ def evaluate(
     # Before the folder is made: they say what is not installed.
     session = session or Session(recipe)
     settings_of = {task: _settings(session, recipe, find_task(task).evaluator, recipe.section(task)) for task in tasks}
-    evaluators = [find_task(task).evaluator for task in tasks]
-    if any(it.scores for it in evaluators) and any(it.generates for it in evaluators):
-        session.check_room_beside_vllm()
     with locked(folder):
         results = continue_results(folder)
+        left = [find_task(task).evaluator for task in tasks if task not in results.tasks]
+        if any(it.scores for it in left) and any(it.generates or not it.scores for it in left):
+            session.check_room_beside_vllm()
         predictions = folder / PREDICTIONS_DIR
         predictions.mkdir(exist_ok=True)
         measured: dict[str, Any] = {

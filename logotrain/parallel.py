@@ -92,14 +92,20 @@ class World:
         return outcome[0]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum gradients over the processes, in place. A missing gradient counts as zeros."""
+        """Sum gradients over the processes, in place. One that only some have counts as zeros for the others. A weight
+        for which none has one gets none, so that weight decay leaves it."""
         if self.size == 1:
             return
         import torch
         from torch import distributed
 
+        parameters = list(parameters)
+        known = torch.tensor([int(parameter.grad is not None) for parameter in parameters])
+        distributed.all_reduce(known, op=distributed.ReduceOp.MAX)
         pending = []
-        for parameter in parameters:
+        for parameter, is_known in zip(parameters, known.tolist(), strict=True):
+            if not is_known:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             pending.append(distributed.all_reduce(parameter.grad, async_op=True))

@@ -283,10 +283,16 @@ def move_into_place(scratch: Path, target: Path) -> None:
 
 def damage(folder: Path) -> str:
     """Return the first difference between a folder and its seal; empty if there is none. Files added later do not
-    count."""
+    count.
+
+    Raises:
+        UserError: the file system does not give the seal now, as after a lost connection.
+    """
     try:
         expected = read_json(folder / SEAL)
     except UserError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
         return error.what
     if not isinstance(expected, dict):
         return f"{SEAL} is not a list of files"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from logodata.models.text_config import text_config
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -86,7 +84,9 @@ def unread_weights(model: PreTrainedModel) -> list[nn.Parameter]:
     """Return the weights that text never reaches: what is neither decoder nor head of a model that sees or hears."""
     if text_config(model.config) is model.config:
         return []
-    read = {*decoder_of(model).parameters(), *model.get_output_embeddings().parameters()}
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    heads = [head for part in models if (head := part.get_output_embeddings()) is not None]  # it may lie further inside
+    read = {weight for module in (decoder_of(model), *heads) for weight in module.parameters()}
     return [weight for weight in model.parameters() if weight not in read]
 
 

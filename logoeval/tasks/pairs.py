@@ -114,9 +114,11 @@ def _score(samples: Sequence[PreferenceSample], session: Session, path: Path) ->
     if waiting:
         from logotrain.attention.choice import choose_attention
         from logotrain.loss.logprobs import LogprobModel
+        from logotrain.plan.shape import widest_head
         from logotrain.trainable import read_traits
 
-        attention = choose_attention(read_traits(session.model.config), session.model.device, session.model.dtype)
+        config, device, dtype = session.model.config, session.model.device, session.model.dtype
+        attention = choose_attention(read_traits(config), device, dtype, head_width=widest_head(config))
         with (
             attention.of(session.model),
             progress("pairs: log-probabilities", len(samples), len(samples) - len(waiting)) as tracker,

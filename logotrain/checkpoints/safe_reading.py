@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Collection
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
@@ -58,13 +57,13 @@ def load_checkpoint(state: dict[str, Any], folder: Path, *, alone: bool) -> None
         raise cause if isinstance(cause, UserError) else _refusal(folder, cause) from error
 
 
-def saved_names(folder: Path) -> Collection[str]:
+def saved_names(folder: Path) -> frozenset[str]:
     """Return the dotted names of what a checkpoint holds, such as ``model.lm_head.weight``.
 
     Raises:
         UserError: the files are not a checkpoint of logotrain.
     """
-    return _Reader(folder).read_metadata().state_dict_metadata.keys()
+    return frozenset(_Reader(folder).read_metadata().state_dict_metadata)
 
 
 class _Reader(FileSystemReader):

@@ -171,7 +171,7 @@ class CheckpointWriter:
                 if old == self._best:
                     continue
                 # The folder is renamed first, so that a kill leaves nothing that looks like a checkpoint.
-                scratch = _scratch(self._folder, old)
+                scratch = self._folder / f".step-{old}.{os.getpid()}.tmp"  # one may be left, with a file in use
                 _path(self._folder, old).rename(scratch)
                 shutil.rmtree(scratch, ignore_errors=True)
 
@@ -235,7 +235,7 @@ def restore_step(
 
 def _load(path: Path, model: PreTrainedModel | PeftModel, optimizer: Optimizer, world: World) -> None:
     state = _state(model, optimizer)
-    _leave_out_unused(state["optimizer"]["state"], saved_names(path))
+    _leave_out_unused(state["optimizer"]["state"], world.on_main(lambda: saved_names(path)))
     _quiet_alone()
     load_checkpoint(state, path, alone=world.size == 1)
     set_model_state_dict(model, state["model"], options=_TRAINED_ONLY)

@@ -216,7 +216,7 @@ def this_machine() -> tuple[str, int]:
     for name, card in CARDS.items():
         kind = name.partition("-")[0].removeprefix("rtx")
         same_size = card.memory_bytes is not None and abs(card.memory_bytes / device.total_memory - 1) < 0.05
-        slower = "pcie" in device.name.lower() and "pcie" not in name  # such an H100 has three quarters of the rate
+        slower = kind == "h100" and "pcie" in device.name.lower()  # it has three quarters of the rate
         if same_size and not slower and kind in device.name.lower().replace(" ", ""):
             return name, processes
     CARDS[device.name] = Card(device.total_memory, None, host_link=_PCIE_4)

@@ -15,7 +15,7 @@ def free_bytes(root: Path = Path("/")) -> int:
     it is the machine's whole memory.
     """
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError):
+    with suppress(OSError, KeyError, ValueError):
         said = dict(line.split(":") for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines())
         free = [1024 * int(said["MemAvailable"].split()[0])]
     return min([*free, *_free_in_groups(root)])

@@ -407,7 +407,7 @@ class _Formulas:
         shape, working, gathered = self.shape, 0.0, self._root
         if self.full and self.sharded:
             root = shape.embedding_parameters + shape.other_parameters
-            working, gathered = (self.b + 4) * root, 0
+            working, gathered = (self.b + 4) * (root - shape.unread_parameters), 0
         elif self.trained.embedding:
             working = 4 * self.nd + 4 * shape.embedding_parameters * (self.step.num_rows > 1)
         return self.moment(gathered, self.gradients, 0, working)

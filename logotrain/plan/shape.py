@@ -292,6 +292,14 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
     )
 
 
+def widest_head(config: PreTrainedConfig) -> int:
+    """Return the features of a model's widest query head; 0 if its sizes are not known."""
+    try:
+        return model_shape(config).head_width
+    except UserError:
+        return 0
+
+
 def _layer_shape(
     layer: nn.Module, attends: bool, count: int, text: PreTrainedConfig, tiled: Collection[str]
 ) -> LayerShape:

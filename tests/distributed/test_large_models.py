@@ -44,7 +44,7 @@ FULL: dict[str, Any] = {"tuning": "full", "dtype": "float32"}
 
 EQUAL: dict[str, dict[str, Any]] = {
     **{f"{name}-lora": {"model": name} for name in MODELS},
-    **{f"{name}-full": {"model": name, **FULL} for name in ("llama", "tied", "mixtral", "gpt_oss")},
+    **{f"{name}-full": {"model": name, **FULL} for name in ("llama", "tied", "mixtral", "gpt_oss", "qwen2_5_vl")},
     "bfloat16": {"model": "llama", "dtype": "bfloat16"},
     "full-bfloat16": {"model": "mixtral", "tuning": "full"},
     "copies": {"model": "qwen3_moe", "parallel": {"shard_size": 2}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import io
 import pickle
 import shutil
@@ -134,7 +135,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(
         assert trap.exists()
 
 
-@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("name", ["files.json", ".metadata", "__0_0.distcp"])
 def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
     tiny_model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -142,11 +143,20 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
     folder, scratch = tmp_path / "checkpoints" / "step-1", tmp_path / "checkpoints" / "scratch"
     save(saving._state(tiny_model, optimizer), checkpoint_id=scratch, no_dist=True)
     seal(scratch, folder)
-    monkeypatch.setattr(saving, "damage", lambda _: "")
-    (folder / name).rename(folder / "elsewhere")  # as on a node that has lost the file system
-    with pytest.raises(UserError, match="cannot read the checkpoint: No such file") as caught:
+    opened = open
+
+    def lost(path: Any, *arguments: Any, **options: Any) -> Any:
+        if str(path) == str(folder / name):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", lost)
+    monkeypatch.setattr("io.open", lost)
+    if name != "files.json":
+        monkeypatch.setattr(saving, "damage", lambda _: "")  # lost after it was found whole
+    with pytest.raises(UserError, match=r"cannot read.*: Stale file handle"):
         saving.restore(folder.parent, tiny_model, optimizer, World())
-    assert "delete" not in str(caught.value)
+    assert [path.name for path in folder.parent.iterdir()] == ["step-1"]
 
 
 def _calls() -> Iterator[tuple[Path, ast.Call, str]]:

@@ -65,7 +65,7 @@ def test_vllm_leaves_room_for_the_weights_that_score(
     )
     session = Session(recipe)
     session.check_room_beside_vllm()  # on a CPU the machine's memory is another one
-    monkeypatch.setitem(vars(session), "device", "cuda:1")
+    monkeypatch.setitem(vars(session), "device", "cuda:0")
     gpu = SimpleNamespace(total_memory=80 << 30)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: gpu)
     session.check_room_beside_vllm()
@@ -73,10 +73,12 @@ def test_vllm_leaves_room_for_the_weights_that_score(
     said = r"log-probabilities need 6 GiB beside vLLM, of the GPU's 24 \(set it to 0\.74 or less\)"
     with pytest.raises(UserError, match=said):
         evaluate(recipe, ["niah", "ppl"], tmp_path / "out", session=session)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "results.json").exists()
     gpu.total_memory = 8 << 30
     with pytest.raises(UserError, match=r"set engine\.kind=transformers for these tasks"):
         session.check_room_beside_vllm()
+    monkeypatch.setitem(vars(session), "device", "cuda:1")  # vLLM is on the first one
+    session.check_room_beside_vllm()
 
 
 def test_the_fingerprint_tells_ropes_apart(adapter: Path, tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -347,6 +347,7 @@ def test_a_recipe_over_the_toys_is_warned_of_too(tmp_path: Path, capsys: pytest.
         ("NVIDIA H100 80GB HBM3", 79.1, "h100-80gb"),
         ("NVIDIA A100-SXM4-40GB", 39.4, "NVIDIA A100-SXM4-40GB"),
         ("NVIDIA H100 PCIe", 79.1, "NVIDIA H100 PCIe"),
+        ("NVIDIA A100 80GB PCIe", 79.2, "a100-80gb"),
     ],
 )
 def test_a_dry_run_plans_for_this_machine(device: str, gib: float, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
