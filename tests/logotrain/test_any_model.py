@@ -123,13 +123,15 @@ def test_full_tuning_leaves_what_sees_as_it_was_and_goes_on(
 ) -> None:
     folder, whole, cut = make_model_dir("llava"), tmp_path / "whole", tmp_path / "cut"
     train = ["run", "--model", folder, "--data", str(build_dir), "tuning=full", "dtype=float32", "max_steps=3"]
-    train += ["checkpoint.every_steps=1", "checkpoint.keep=null", "collapse.num_prompts=0", "optimizer.lr=1e-3"]
-    assert main([*train, "optimizer.weight_decay=0.1", "-o", str(whole)]) == 0
+    train += ["samples_per_step=2", "checkpoint.every_steps=1", "checkpoint.keep=null", "collapse.num_prompts=0"]
+    train += ["optimizer.lr=1e-3", "optimizer.weight_decay=0.1"]
+    assert main([*train, "-o", str(whole)]) == 0
     counts = re.findall(r"([\d,]+) of ([\d,]+) weights are trained", " ".join(capsys.readouterr().err.split()))
     shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "final")
-    shutil.rmtree(cut / "checkpoints" / "step-2")
-    assert main([*train, "optimizer.weight_decay=0.1", "-o", str(cut)]) == 0
+    for folder_of_later in (cut / "final", cut / "checkpoints" / "step-2", cut / "checkpoints" / "step-3"):
+        shutil.rmtree(folder_of_later)
+    assert main([*train, "-o", str(cut)]) == 0
+    assert "continuing after step 1 of 3" in " ".join(capsys.readouterr().err.split())
     assert metrics(cut) == metrics(whole)
 
     base, tuned, again = (load_model(str(path), dtype="float32") for path in (folder, whole / "final", cut / "final"))
