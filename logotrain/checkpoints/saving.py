@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ class CheckpointWriter:
                 if old == self._best:
                     continue
                 # The folder is renamed first, so that a kill leaves nothing that looks like a checkpoint.
-                scratch = self._folder / f".step-{old}.{os.getpid()}.tmp"  # one may be left, with a file in use
+                names = (self._folder / f".step-{old}.{number}.tmp" for number in count())
+                scratch = next(path for path in names if not path.exists())  # one may be left, with a file in use
                 _path(self._folder, old).rename(scratch)
                 shutil.rmtree(scratch, ignore_errors=True)
 

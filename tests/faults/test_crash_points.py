@@ -98,7 +98,7 @@ def test_names_are_on_disk_before_the_next_thing_is_done(trial: Callable[[str], 
             continue
         after = operations[number + (1 if operation.kind == "rename" else 3)]
         # A checkpoint that is deleted is renamed, too, to be gone all at once.
-        if path.name != ".step-1.tmp":
+        if path.name != ".step-1.0.tmp":
             assert (after.kind, after.path) == ("fsync", str(path.parent)), operation
             checked += 1
     assert checked > 5
