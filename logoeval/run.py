@@ -61,6 +61,7 @@ def evaluate(
     with locked(folder):
         results = continue_results(folder)
         left = [find_task(task).evaluator for task in tasks if task not in results.tasks]
+        # What only scores opens no engine; all else does, the harness of ``short`` too.
         if any(it.scores for it in left) and any(it.generates or not it.scores for it in left):
             session.check_room_beside_vllm()
         predictions = folder / PREDICTIONS_DIR

@@ -173,9 +173,8 @@ class Session:
         name, _, number = self.device.partition(":")
         if engine.kind != "vllm" or name != "cuda" or int(number or 0) >= engine.tensor_parallel_size:
             return
-        if (
-            getattr(self.config, "quantization_config", None) is not None
-        ):  # the weights are smaller, by how much is open
+        # Quantised weights are smaller; by how much is open.
+        if getattr(self.config, "quantization_config", None) is not None:
             return
         with torch.device("meta"):
             count = empty_model(copy.deepcopy(self.config), self.settings.model).num_parameters()

@@ -268,7 +268,7 @@ class _HostCopy:
             stream = _copy_stream(self._device)
             with torch.cuda.stream(stream):
                 self._fetched = torch.empty(self._shape, dtype=self._host[0].dtype, device=self._device)
-                parts = self._fetched.view(-1).split(pinned_sizes(self._fetched.numel()))
+                parts = self._fetched.view(-1).split([host.numel() for host in self._host])
                 for part, host in zip(parts, self._host, strict=True):
                     part.copy_(host, non_blocking=True)
             self._done = stream.record_event()

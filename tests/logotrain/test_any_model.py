@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from logotrain.recipe.settings import PositionSettings
 from logotrain.rows.collate import Collator, Row
 from logotrain.trainable import read_traits
 from tests.data_sets import TIMES
+from tests.distributed.folders import RunFolders
 from tests.tiny_models import MODELS, VOCABULARY, make_tiny, save_tiny
 
 pytestmark = pytest.mark.slow
@@ -83,9 +83,7 @@ def test_a_model_trains_goes_on_and_merges(
     said = " ".join(capsys.readouterr().err.split())
     assert ("a row for each response" in said) == (name in SEPARATE)
 
-    shutil.copytree(whole, cut)
-    for folder_of_later in (cut / "final", cut / "checkpoints" / "step-3", cut / "checkpoints" / "step-4"):
-        shutil.rmtree(folder_of_later)
+    RunFolders(tmp_path).cut("whole", "cut", after=2)
     assert main([*train, "-o", str(cut)]) == 0
     assert "continuing after step 2 of 4" in " ".join(capsys.readouterr().err.split())
     assert metrics(cut) == metrics(whole)
@@ -127,9 +125,7 @@ def test_full_tuning_leaves_what_sees_as_it_was_and_goes_on(
     train += ["optimizer.lr=1e-3", "optimizer.weight_decay=0.1"]
     assert main([*train, "-o", str(whole)]) == 0
     counts = re.findall(r"([\d,]+) of ([\d,]+) weights are trained", " ".join(capsys.readouterr().err.split()))
-    shutil.copytree(whole, cut)
-    for folder_of_later in (cut / "final", cut / "checkpoints" / "step-2", cut / "checkpoints" / "step-3"):
-        shutil.rmtree(folder_of_later)
+    RunFolders(tmp_path).cut("whole", "cut", after=1)
     assert main([*train, "-o", str(cut)]) == 0
     assert "continuing after step 1 of 3" in " ".join(capsys.readouterr().err.split())
     assert metrics(cut) == metrics(whole)
